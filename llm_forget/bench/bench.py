@@ -1,4 +1,4 @@
-"""Measure the cost of a training step with the model, rows and adapter of a recipe, all variants in one process."""
+"""Measure the time and memory of training steps with the model, rows and adapter of a recipe, in one process."""
 
 import logging
 import os
@@ -51,15 +51,16 @@ def bench(
     scaling: bool = False,
     naive: bool = True,
 ) -> dict[str, Any]:
-    """Measure the cost of training steps with the model, rows and adapter of a recipe, and return the report. Raises
-    ConfigError for a key, row or method that is not allowed.
+    """Measure the time and memory of training steps, and return the report as a dictionary.
+
+    Model, rows and adapter are those of a recipe. Raise ConfigError for a key, row or method that is not allowed.
 
     Args:
-        argv: ``RECIPE.yaml --key value``; ``output_dir`` is ignored.
-        methods: methods to measure. The recipe's own method uses its ``method_args``, the others use their defaults.
-        rounds: number of measured rounds, after one warm-up round; every variant makes one step per round.
-        output: JSON file to write; it contains no row ids, text, host name or paths.
-        scaling: also measure growth with rows, length, rank, vocabulary and model size, on random models.
+        argv: ``RECIPE.yaml --key value``. ``output_dir`` is ignored.
+        methods: methods to measure. The recipe's ``method_args`` apply only to its own method.
+        rounds: number of measured rounds after one warm-up round. Every variant makes one step per round.
+        output: JSON file to write. It contains no row ids, text, host name or paths.
+        scaling: also measure, on random models, how cost grows with rows, length, rank, vocabulary and model size.
         naive: also measure naive variants, which need a second copy of the model.
     """
     with tempfile.TemporaryDirectory(prefix="llm_forget-bench-") as folder:
@@ -95,7 +96,7 @@ def bench(
 
 
 def compare(setup: Setup, variants: Mapping[str, Variant], batches: list[Batch], rounds: int) -> dict[str, Any]:
-    """Measure time and memory of all variants on the same batches, one batch per round, and compute their ratios."""
+    """Measure all variants on the same batches, one batch per round. Return times, memory, FLOP/s and ratios."""
     counts = [token_counts(batch) for batch in batches]
     losses: dict[str, list[Any]] = {name: [] for name in variants}
     products: list[list[dict[str, Any]]] = []
@@ -150,8 +151,10 @@ def _line(
 
 
 def ratios(lines: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return each variant's time relative to both fine-tuning variants, and the time and memory of each naive variant
-    relative to our implementation. Times are compared within a round, where batch and machine load are the same.
+    """Return ratios of time and memory between variants.
+
+    ``time_to_NAME`` divides each variant's time by that of a fine-tuning variant. ``naive_to_ours`` divides time and
+    memory of a naive variant by ours. Times are compared within a round, where batch and machine load are the same.
     """
     times = {name: line["seconds"]["values"] for name, line in lines.items()}
     comparisons: dict[str, Any] = {
@@ -172,7 +175,7 @@ def ratios(lines: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def compute_dtype(setup: Setup) -> torch.dtype:
-    """Return the dtype of matrix products: half precision under bf16 or fp16, otherwise that of the weights."""
+    """Return the dtype of matrix products: bfloat16 or float16 if the recipe sets one, else that of the weights."""
     if setup.args.bf16 or setup.args.fp16:
         return torch.bfloat16 if setup.args.bf16 else torch.float16
     return setup.model.get_base_model().dtype

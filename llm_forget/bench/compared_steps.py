@@ -1,5 +1,7 @@
-"""Build the steps to compare. They share model, adapter, optimiser and rows; only the computation of the loss differs.
-The learning rate is 0, so the weights stay the same and the losses of all variants can be compared.
+"""Build the training steps that the benchmark compares.
+
+All steps share model, adapter, optimiser and rows. Only the computation of the loss differs. The learning rate is 0,
+so the weights stay the same, and the losses of all steps can be compared.
 """
 
 import copy
@@ -32,12 +34,12 @@ NAIVE = {"npo": naive_npo, "npo_kl": naive_npo_kl}
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to compute a training step."""
+    """One of the compared ways to compute a training step."""
 
     step: Callable[[Batch], Tensor]  # returns the loss
     objective: Objective | None = None  # None: fine-tuning
-    trainer: UnlearnTrainer | None = None  # None: the step does not use it
-    extra_bytes: int = 0  # weights that only this variant needs
+    trainer: UnlearnTrainer | None = None  # None: the step uses no trainer
+    extra_bytes: int = 0  # size of weights that only this variant needs
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,10 @@ class Setup:
 
 
 def read_objectives(methods: list[str], arguments: Mapping[str, dict[str, Any]]) -> dict[str, Objective]:
-    """Build one objective per method, each on forget and retain rows, so that all methods process the same tokens. A
-    method with an optional retain term gets it with weight 1. Raises ConfigError if a method needs other data.
+    """Return one objective per method. All read forget and retain rows, so that they process the same tokens.
+
+    If the retain term of a method is optional, it is added with weight 1. Raise ConfigError if a method needs other
+    data. ``arguments`` are the ``method_args`` by method.
     """
     objectives = {}
     for name in methods:
@@ -89,8 +93,9 @@ def read_objectives(methods: list[str], arguments: Mapping[str, dict[str, Any]])
 def real_batches(
     splits: dict[str, Dataset], batch_size: int, count: int, *, seed: int, pad_token_id: int
 ) -> tuple[list[Batch], dict[str, Dataset]]:
-    """Return the first full training batches, and the rows that they use. In a batch, ``index`` is a position in these
-    rows. Raises ConfigError if a split has fewer rows than a batch.
+    """Return the first ``count`` full training batches, and the rows of each split that occur in them.
+
+    In a batch, ``index`` is a position in these rows. Raise ConfigError if a split has fewer rows than a batch.
     """
     for name, rows in splits.items():
         if len(rows) < batch_size:
@@ -125,7 +130,10 @@ def set_up(
     *,
     naive: bool,
 ) -> Setup:
-    """Attach an adapter to ``model``, in place, and build what all variants share; if ``naive``, also copy the base."""
+    """Attach an adapter to ``model``, in place, and return the objects that all variants share.
+
+    If ``naive``, also copy the base model as the reference of the naive variants.
+    """
     args = copy.copy(args)
     args.output_dir, args.learning_rate, args.disable_tqdm = str(folder), 0.0, True
     disable_dropout_in_model(model)
@@ -147,7 +155,7 @@ def set_up(
 
 
 def _fill_zero_matrices(model: nn.Module) -> None:
-    """Fill the zero matrices of a new adapter with small numbers; otherwise the other matrices have zero gradients."""
+    """Fill the zero matrices B of a new adapter with small random numbers. With zeros, A would get no gradient."""
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         if parameter.requires_grad and not parameter.any():
@@ -163,13 +171,14 @@ def _trainer(
 
 
 def begin(trainer: UnlearnTrainer) -> None:
-    """Run the setup before the first training step: choose fast paths, and compute the reference log-probs."""
+    """Do the work that precedes the first training step: choose fast paths, and compute reference log-probs."""
     trainer.reference.on_train_begin()
 
 
 def make_variants(setup: Setup, objectives: Mapping[str, Objective]) -> dict[str, Variant]:
-    """Build all variants: fine-tuning by transformers and by `UnlearnTrainer`, the methods, and naive npo and npo_kl if
-    ``setup`` has a second copy of the model.
+    """Return all variants by name: fine-tuning by transformers and by `UnlearnTrainer`, and one variant per method.
+
+    If ``setup`` has a second copy of the model, add naive variants of npo and npo_kl.
     """
     variants = {TRANSFORMERS: Variant(_transformers_step(setup))}
     begin(setup.engine)
@@ -187,7 +196,7 @@ def make_variants(setup: Setup, objectives: Mapping[str, Objective]) -> dict[str
 
 
 def _engine_step(setup: Setup, trainer: UnlearnTrainer, *, merged: bool = False) -> Callable[[Batch], Tensor]:
-    """Return a function that makes one optimiser step of `UnlearnTrainer`; ``merged`` puts all rows into one split."""
+    """Return a function that makes one optimiser step of ``trainer``. ``merged`` puts all rows into one split."""
 
     def step(batch: Batch) -> Tensor:
         if merged:
@@ -201,7 +210,7 @@ def _engine_step(setup: Setup, trainer: UnlearnTrainer, *, merged: bool = False)
 
 
 def _transformers_step(setup: Setup) -> Callable[[Batch], Tensor]:
-    """Return a function that fine-tunes for one step on a padded batch of all rows, with the model's own loss."""
+    """Return a function that makes one fine-tuning step on a padded batch of all rows, with the model's own loss."""
 
     def loss(batch: Batch) -> Tensor:
         inputs = setup.engine._prepare_inputs(concatenate(batch, setup.tokenizer.pad_token_id))
@@ -222,7 +231,7 @@ def _naive_step(setup: Setup, loss_of: Callable[..., Tensor], objective: Objecti
 
 
 def _plain_step(setup: Setup, loss_of: Callable[[Batch], Tensor]) -> Callable[[Batch], Tensor]:
-    """Return a function that makes one step with the attention of transformers, not with that of `UnlearnTrainer`."""
+    """Return a function that makes one step on the loss ``loss_of(batch)``, with the attention of transformers."""
 
     def step(batch: Batch) -> Tensor:
         config = setup.model.get_base_model().config

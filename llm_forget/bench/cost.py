@@ -13,8 +13,9 @@ from llm_forget.core.config import TrainConfig
 
 
 def reference_passes(variants: Mapping[str, Variant], device: torch.device) -> dict[str, dict[str, float]]:
-    """Time the pass over the benchmark rows that computes reference log-probs; return its seconds and tokens by method.
-    Methods without such a pass are left out.
+    """Time the pass over the benchmark rows that computes reference log-probs.
+
+    Return its ``seconds`` and ``tokens`` by method. Methods without such a pass are left out.
     """
     passes = {}
     for name, variant in variants.items():
@@ -34,9 +35,9 @@ def cost_against_retraining(
 ) -> dict[str, Any]:
     """Estimate the seconds of a whole run of each method, and of retraining on the retain rows for as many epochs.
 
-    Each estimate is ``steps x median seconds of a step``, plus the seconds of the reference pass for all forget rows.
-    An unlearning step reads ``batch_size`` forget and ``batch_size`` retain rows, a retraining step ``2 batch_size``
-    retain rows. Retraining is timed with `UnlearnTrainer`.
+    An estimate is ``steps x median seconds of a step``. For methods with a pass of the reference, its seconds for all
+    forget rows are added. An unlearning step reads ``batch_size`` forget rows and as many retain rows. A retraining
+    step reads ``2 batch_size`` retain rows and is timed with `UnlearnTrainer`.
     """
     size, rows = train.per_device_train_batch_size, {name: len(split) for name, split in splits.items()}
     an_epoch = math.ceil(rows["forget"] / size)
@@ -55,7 +56,7 @@ def cost_against_retraining(
     for name, line in lines.items():
         if line["objective"] is None or name.startswith("naive_"):
             continue
-        # Scaled to all forget rows, the only benchmarked split with cached log-probs.
+        # Scaled to all forget rows: no other benchmarked split has cached log-probs.
         before = passes[name]["seconds"] / passes[name]["tokens"] * tokens if name in passes else 0.0
         seconds = steps * line["seconds"]["median"] + before
         unlearning[name] = {

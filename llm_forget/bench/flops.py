@@ -1,4 +1,4 @@
-"""Compute the FLOPs of a step by formula, and measure the FLOP/s of plain matrix products on this machine."""
+"""Compute the floating-point operations of a step by formula, and measure the FLOP/s of matrix products here."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ from llm_forget.objectives.methods import Objective
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of a dense model. Weights are counted in matrix products only, without embeddings, norms and biases."""
+    """Sizes of a dense model. Only weights of matrix products count: no embeddings, norms or biases."""
 
-    body: int  # linear layers without the head; used for each token
-    head: int  # hidden size x vocabulary; used for each target
+    body: int  # weights of all linear layers except the head, which process every token
+    head: int  # weights of the output head, hidden x vocabulary, which processes every target
     adapter: int  # trained weights of the adapter
     layers: int
     hidden: int
@@ -25,7 +25,7 @@ class Sizes:
 
 
 def sizes_of(model: Any, adapter: int = 0) -> Sizes:
-    """Return the sizes of a model without an adapter; quantised weights count with their original shape."""
+    """Return the sizes of a model to which no adapter is attached yet. Quantised weights have their original shape."""
     from transformers.pytorch_utils import Conv1D
 
     head, config = model.get_output_embeddings(), model.config.get_text_config()
@@ -36,7 +36,7 @@ def sizes_of(model: Any, adapter: int = 0) -> Sizes:
 
 
 def token_counts(batch: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Any]]:
-    """Return, for each split, the lengths of its rows, its tokens without padding, and its targets."""
+    """Return, by split, the ``lengths`` of the rows, and the numbers of ``tokens`` (no padding) and ``targets``."""
     return {
         split: {
             "lengths": part["attention_mask"].sum(-1).tolist(),
@@ -56,8 +56,9 @@ def useful_flops(sizes: Sizes, counts: Mapping[str, Mapping[str, Any]], objectiv
         reference  2 * body * tokens + 2 * head * targets, for splits on which the reference must run in the step
 
     Avoidable work is not counted: padding, prompt positions in the head, a second pass over the same rows, and
-    recomputed activations. Attention scores are left out, because they are small for rows of some hundred tokens. If an
-    objective reads only hidden states (rmu), the head and the layers above the one it reads are not counted.
+    recomputed activations. Attention scores are not counted either, because they are small for rows of a few hundred
+    tokens. If an objective reads only the hidden states of one layer (rmu), the head and all later layers are not
+    counted.
     """
     share, reads_head = 1.0, True
     reference: tuple[str, ...] = ()
@@ -76,7 +77,10 @@ def useful_flops(sizes: Sizes, counts: Mapping[str, Mapping[str, Any]], objectiv
 
 
 def matrix_ceiling(tokens: int, hidden: int, dtype: torch.dtype, device: torch.device) -> list[dict[str, Any]]:
-    """Measure the FLOP/s of three matrix products with the shapes of a layer, each repeated for about 0.05 seconds."""
+    """Measure the FLOP/s of three matrix products with the shapes of a layer. Each is repeated for about 0.05 s.
+
+    Return one dictionary per product, with its ``shape`` and ``flop_per_second``.
+    """
     products = []
     for inner, outer in ((hidden, hidden), (hidden, 4 * hidden), (4 * hidden, hidden)):
         left = torch.randn(tokens, inner, device=device).to(dtype)
@@ -95,6 +99,6 @@ def matrix_ceiling(tokens: int, hidden: int, dtype: torch.dtype, device: torch.d
 
 
 def ceiling_of(measured: list[list[dict[str, Any]]]) -> dict[str, Any]:
-    """Return the shapes of the products of `matrix_ceiling`, and the spread of their FLOP/s over shapes and rounds."""
+    """Summarise the results of `matrix_ceiling` of several rounds: ``shapes``, and the spread of all FLOP/s."""
     rates = [product["flop_per_second"] for products in measured for product in products]
     return {"shapes": [product["shape"] for product in measured[0]], "flop_per_second": spread(rates)}

@@ -1,4 +1,4 @@
-"""Interleaved timing: every variant runs once per round, so that other load on the machine affects all equally."""
+"""Time variants in turn, each once per round, so that other load on the machine affects all alike. Also fits curves."""
 
 import math
 import statistics
@@ -14,13 +14,13 @@ Timed = Callable[[], object]
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until the device has finished its queued work; does nothing on a CPU."""
+    """Wait until a GPU has finished its queued work. Do nothing for a CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def seconds_of(work: Timed, device: torch.device) -> float:
-    """Return the wall-clock seconds of one call, including the work that it queued on the device."""
+    """Return the wall-clock seconds of one call of ``work``, including GPU work that the call queues."""
     synchronise(device)
     began = time.perf_counter()
     work()
@@ -31,8 +31,10 @@ def seconds_of(work: Timed, device: torch.device) -> float:
 def interleave(
     steps: Mapping[str, Callable[[int], object]], rounds: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Return the seconds of each step in each of ``rounds`` rounds; a warm-up round runs first and is not returned.
-    Each step is called with the round number, 0 for the warm-up. The order rotates, so that no step is always first.
+    """Run every step once per round, and return the seconds of each step in each round.
+
+    A warm-up round runs first, and its times are not returned. A step is called with the round number, which is 0 for
+    the warm-up. The order rotates from round to round, so that no step is always first.
     """
     times: dict[str, list[float]] = {name: [] for name in steps}
     order = deque(steps)
@@ -46,7 +48,7 @@ def interleave(
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Return median, minimum, maximum and count of the values, and the values themselves."""
+    """Return ``median``, ``min``, ``max`` and count ``n`` of some numbers, and the numbers themselves as ``values``."""
     return {
         "median": statistics.median(values),
         "min": min(values),
@@ -57,12 +59,12 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def ratio(times: Mapping[str, Sequence[float]], of: str, to: str) -> dict[str, Any]:
-    """Return the spread over rounds of ``times[of] / times[to]``; 1 if both take equally long."""
+    """Return the spread of ``times[of] / times[to]`` over rounds. A ratio of 1 means equal times."""
     return spread([a / b for a, b in zip(times[of], times[to], strict=True)])
 
 
 def line_fit(x: Sequence[float], y: Sequence[float]) -> dict[str, float]:
-    """Fit ``y = a + b x`` by least squares; ``r2`` is the explained share of the variance, 1 for points on a line."""
+    """Fit ``y = a + b x`` by least squares. Return a, b and ``r2``, the explained share of the variance (1: exact)."""
     b, a = np.polyfit(x, y, 1)
     values = np.asarray(y)
     around = float(((values - values.mean()) ** 2).sum())
@@ -72,6 +74,6 @@ def line_fit(x: Sequence[float], y: Sequence[float]) -> dict[str, float]:
 
 
 def power_fit(x: Sequence[float], y: Sequence[float]) -> dict[str, float]:
-    """Fit ``y = c x^k`` by least squares of the logarithms, for which ``r2`` is computed; k = 1 is linear growth."""
+    """Fit ``y = c x^k`` by least squares of the logarithms. Return c, k and their ``r2``. ``k = 1``: linear growth."""
     fit = line_fit(np.log(x).tolist(), np.log(y).tolist())
     return {"c": math.exp(fit["a"]), "k": fit["b"], "r2": fit["r2"]}

@@ -1,4 +1,4 @@
-"""Measure the peak memory of a step above the memory in use before it."""
+"""Measure how much memory a step needs at its peak, beyond the memory in use before the step."""
 
 import ctypes
 import gc
@@ -21,14 +21,16 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Return the total bytes of all parameters and buffers."""
+    """Return the total size of all parameters and buffers in bytes."""
     return sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
 
 
 @contextmanager
 def returned_at_once() -> Iterator[None]:
-    """Make glibc return freed tensors to the system at once, so that resident memory equals memory in use. This is
-    slow, so never time code inside the block. Other C libraries are left unchanged.
+    """Make glibc return the memory of freed tensors to the system at once, within a ``with`` block.
+
+    Then resident memory equals memory in use. Never measure time inside the block, because this is slow. With another
+    C library than glibc, nothing changes.
     """
     libc = _glibc()
     if libc is None:
@@ -49,7 +51,7 @@ def returned_at_once() -> Iterator[None]:
 
 
 def _plug(libc: Any) -> list[int]:
-    """Allocate all free blocks of the heap, so that glibc must map new memory for the tensors of the step."""
+    """Allocate all free blocks of the heap, so that glibc must map new memory for tensors. Return their addresses."""
     blocks: list[int] = []
     size = 64 * MIB
     while size >= _SMALL:
@@ -66,7 +68,7 @@ def _plug(libc: Any) -> list[int]:
 
 
 def _glibc() -> Any:
-    """Return glibc with typed ``malloc`` and ``free``, or None if the C library is another one."""
+    """Return glibc as a ctypes library with typed ``malloc`` and ``free``, or None for another C library."""
     if platform.libc_ver()[0] != "glibc":
         return None
     libc = ctypes.CDLL(None)
@@ -76,8 +78,10 @@ def _glibc() -> Any:
 
 
 def peak_of(step: Callable[[], object], device: torch.device) -> int:
-    """Return the peak bytes of ``step`` above those in use before it: CUDA allocations, or resident memory on a CPU. A
-    warm-up step runs first, so that permanent allocations of the first step are not counted.
+    """Return the peak memory of ``step`` minus the memory in use before it, in bytes.
+
+    On a GPU, this counts CUDA allocations; on a CPU, resident memory. A warm-up step runs first, so that permanent
+    allocations of the first step do not count.
     """
     if device.type == "cuda":
         step()
@@ -121,7 +125,7 @@ def _kibibytes(name: str) -> int:
 
 
 def _sampled_peak(step: Callable[[], object]) -> int:
-    """Return the peak of resident bytes, sampled every 2 ms, for systems that cannot reset the kernel's peak value."""
+    """Return the peak resident bytes during ``step`` from samples every 2 ms, if the kernel's peak cannot be reset."""
     samples, done = [_resident()], threading.Event()
 
     def watch() -> None:

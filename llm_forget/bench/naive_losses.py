@@ -1,8 +1,8 @@
-"""Compute the losses in the way of public implementations of unlearning, to compare their cost with ours.
+"""Compute losses in the way of public implementations of unlearning, to compare their cost with ours.
 
-The reference is a second copy of the model that runs in every step. Forget and retain rows are forwarded separately,
-each padded to its longest row. The model gets labels and computes an unused loss. Logits of all positions are float32.
-For KL, an extra forward pass over the retain rows computes a loss that is discarded. The policy uses LoRA.
+The reference is a second copy of the model that runs in every step. Forget and retain rows have separate forward
+passes, each padded to its longest row. The model gets labels and computes an unused loss. Logits of all positions are
+float32. For KL, an extra forward pass over the retain rows computes a loss that is discarded. The policy uses LoRA.
 """
 
 from typing import Any
@@ -20,8 +20,9 @@ Part = dict[str, Tensor]  # input_ids, attention_mask, labels, each [B, S]
 def naive_npo(
     policy: nn.Module, reference: nn.Module, forget: Part, retain: Part, *, beta: float, retain_weight: float
 ) -> Tensor:
-    """Return the mean NPO loss (arXiv:2404.05868) on forget rows plus the weighted NLL on retain rows: a scalar, nats.
-    The result equals that of our method `npo` on the same batch.
+    """Return the mean NPO loss (arXiv:2404.05868) of forget rows plus the weighted NLL of retain rows: a scalar, nats.
+
+    It equals the loss of our method `npo` on the same batch.
     """
     return _npo(policy, reference, forget, beta) + retain_weight * policy(**_inputs(retain)).loss
 
@@ -29,8 +30,10 @@ def naive_npo(
 def naive_npo_kl(
     policy: nn.Module, reference: nn.Module, forget: Part, retain: Part, *, beta: float, retain_weight: float
 ) -> Tensor:
-    """Return the mean NPO loss on forget rows plus the weighted KL to the reference on retain rows: a scalar, nats. The
-    policy runs twice on the retain rows. KL is computed at every position and averaged over targets, as in `npo_kl`.
+    """Return the mean NPO loss of forget rows plus the weighted KL to the reference of retain rows: a scalar, nats.
+
+    The policy runs twice on the retain rows. KL is computed at every position, but averaged over the targets only, as
+    in our method `npo_kl`.
     """
     loss = _npo(policy, reference, forget, beta)
     _ = policy(**_inputs(retain)).loss  # extra pass; its loss is discarded
@@ -50,7 +53,7 @@ def _npo(policy: nn.Module, reference: nn.Module, forget: Part, beta: float) -> 
 
 
 def _sequence_losses(model: Any, part: Part) -> Tensor:
-    """Return the negative log-likelihood of each row's targets, ``[B]``, nats."""
+    """Return the negative log-likelihood of each row, summed over its targets: ``[B]``, nats."""
     logits = model(**_inputs(part)).logits.float()[:, :-1].contiguous()
     labels = part["labels"][:, 1:].contiguous()
     each = functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORE, reduction="none")

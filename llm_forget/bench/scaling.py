@@ -1,4 +1,4 @@
-"""Measure how time and memory of an npo step grow, on random Llama models, so that nothing is downloaded."""
+"""Measure how time and memory of an npo step grow with its sizes, on random Llama models (nothing is downloaded)."""
 
 import dataclasses
 import logging
@@ -47,17 +47,18 @@ FACTORS: dict[str, Sequence[float]] = {
 
 
 def growth(train: TrainConfig, folder: Path, *, base: Point | None = None, rounds: int = 3) -> dict[str, Any]:
-    """Measure and fit seconds and peak bytes of an npo step along each axis of `FACTORS`, and compare two vocabularies.
+    """Measure seconds and peak bytes of an npo step while one size at a time changes by the factors of `FACTORS`.
 
     Args:
-        train: precision, optimiser and gradient clipping; its batch size is not used.
-        base: sizes from which each axis changes one; default: `ON_GPU` or `ON_CPU`.
-        rounds: measured rounds, after one warm-up round; every size makes one step per round.
+        train: settings of precision, optimiser and gradient clipping. The batch size is not used.
+        folder: output folder of the trainers.
+        base: sizes of the base point. Default: `ON_GPU` or `ON_CPU`.
+        rounds: number of measured rounds after one warm-up round. Every size makes one step per round.
 
     Returns:
-        ``axes`` by name, with ``x``, ``seconds``, ``peak_bytes`` and fits ``y = a + b x``. For ``model_size``, x is the
-        number of parameters and the fits are ``y = c x^k``. ``vocabulary_doubled``: two peaks and their relative
-        change.
+        ``base``: its sizes. ``axes``: for each changed size, ``x``, ``seconds``, ``peak_bytes`` and fits
+        ``y = a + b x``. For ``model_size``, x is the number of parameters, and the fits are ``y = c x^k``.
+        ``vocabulary_doubled``: the peaks of two vocabularies and their relative change.
     """
     base = base or (ON_GPU if train.device.type == "cuda" else ON_CPU)
     axes = {}
@@ -88,7 +89,10 @@ def _along(
 
 
 def _doubled(base: Point, train: TrainConfig, folder: Path) -> dict[str, Any]:
-    """Measure the peak memory of a step at 4 and 8 times the base vocabulary, where the logits need several blocks."""
+    """Return the peak memory of a step at 4 and 8 times the base vocabulary, and the relative change between them.
+
+    At these sizes, the logits need several blocks.
+    """
     points = [
         dataclasses.replace(base, rows=2 * base.rows, length=2 * base.length, vocabulary=factor * base.vocabulary)
         for factor in (4, 8)

@@ -1,4 +1,4 @@
-"""Print the report of the benchmark to the terminal."""
+"""Print the report of the benchmark as tables in the terminal."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ GIB = 2**30
 
 
 def show(report: Mapping[str, Any], console: Console) -> None:
-    """Print the report of `llm_forget.bench.bench.bench`."""
+    """Print the report that `llm_forget.bench.bench.bench` returned."""
     console.print(_head(report), highlight=False)
     console.print(variants_table(report))
     for name, pair in report["ratios"]["naive_to_ours"].items():
@@ -66,7 +66,7 @@ def variants_table(report: Mapping[str, Any]) -> Table:
 
 
 def cost_table(cost: Mapping[str, Any]) -> Table:
-    """Return a table with one row per run: estimated seconds, and the factors they are computed from."""
+    """Return a table with one row per run: the estimated seconds of the whole run, and the numbers they come from."""
     rows = cost["rows"]
     title = f"whole runs: {rows['forget']:,} forget, {rows['retain']:,} retain rows, {cost['epochs']:g} epochs"
     table = Table("run", title=title)
@@ -85,7 +85,7 @@ def cost_table(cost: Mapping[str, Any]) -> Table:
 
 
 def scaling_table(scaling: Mapping[str, Any]) -> Table:
-    """Return a table with one row per axis: the measured points, and the fits of time and memory."""
+    """Return a table with one row per changed size: its values, and measurements and fits of time and memory."""
     table = Table("npo step against", "points", "seconds", "fit", "peak, MiB", "fit", title="growth")
     for name, axis in scaling["axes"].items():
         table.add_row(

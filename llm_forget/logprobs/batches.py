@@ -11,11 +11,12 @@ from llm_forget.core.ignore_label import IGNORE
 
 
 def collate(rows: Sequence[Mapping[str, Any] | None], pad_token_id: int) -> dict[str, Tensor]:
-    """Return right-padded ``input_ids``, ``attention_mask``, ``labels`` ``[B, S]`` and ``index`` ``[B]``.
+    """Return a batch: ``input_ids``, ``attention_mask``, ``labels`` ``[B, S]``, padded on the right; ``index`` ``[B]``.
 
-    Rows have ``input_ids`` and ``labels``, and optionally ``index`` (position in the data set). ``None`` makes a
-    padding row: index -1, no targets, and one attended token, because some kernels return NaN for a row without any.
-    The mask follows the row lengths, not the pad id, because the pad token may also be the end-of-turn token.
+    Rows have ``input_ids`` and ``labels``, and optionally ``index`` (position in the data set; default -1). ``None``
+    gives a padding row with index -1, no targets and one attended token, because some kernels return NaN for a row
+    without attended tokens. The mask is computed from row lengths, because the pad token may also occur in rows as
+    end-of-turn token.
     """
     ids = [[pad_token_id] if row is None else list(row["input_ids"]) for row in rows]
     labels = [[IGNORE] if row is None else list(row["labels"]) for row in rows]
@@ -30,7 +31,10 @@ def collate(rows: Sequence[Mapping[str, Any] | None], pad_token_id: int) -> dict
 
 
 def concatenate(batch: Mapping[str, Mapping[str, Tensor]], pad_token_id: int) -> dict[str, Tensor]:
-    """Concatenate the splits of a batch into right-padded ``input_ids``, ``attention_mask``, ``labels`` ``[B, S]``."""
+    """Return all rows of all splits as one batch: ``input_ids``, ``attention_mask``, ``labels`` ``[B, S]``.
+
+    Rows are padded on the right to the longest split.
+    """
     fill = {"input_ids": pad_token_id, "attention_mask": 0, "labels": IGNORE}
     width = max(part["labels"].shape[1] for part in batch.values())
     return {

@@ -1,4 +1,4 @@
-"""Find the fast paths that give the same log-probs as the plain forward pass, by trying them on synthetic rows."""
+"""Find out, on synthetic rows, with which fast paths a model gives the log-probs of its plain forward pass."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,17 +20,18 @@ LOW_PRECISION = 0.1
 
 @dataclass(frozen=True)
 class Shortcuts:
-    """Fast paths of `llm_forget.logprobs.logprobs.forward_logprobs` that a model supports."""
+    """The fast paths of `llm_forget.logprobs.logprobs.forward_logprobs` that a model supports."""
 
-    packed: bool = False  # rows end to end, without padding
+    packed: bool = False  # concatenate rows without padding
     shared: bool = False  # compute the common prefix of neighbouring rows once
-    fused: bool = False  # log-probs from hidden states, by blocks of logits
+    fused: bool = False  # compute log-probs from hidden states, one block of logits at a time
 
 
 def find_shortcuts(model: nn.Module, bare: Any) -> Shortcuts:
-    """Try each fast path on a few short rows, and return those that work.
+    """Try each fast path on a few short rows, and return those that give the log-probs of the plain forward pass.
 
-    ``bare`` is ``model`` without its wrapper (DDP, FSDP, DeepSpeed). All processes of a wrapped model must call this.
+    ``bare`` is ``model`` without its wrapper (DDP, FSDP, DeepSpeed). If the model is wrapped, all processes must call
+    this function. For packed rows, it permanently replaces the attention of the model (`attend_by_row`).
     """
     head = bare.get_output_embeddings()
     batch = _sample_batch(head.weight.device, bare.config.get_text_config().vocab_size)

@@ -1,8 +1,9 @@
 """Compute log-probs of gold tokens from hidden states, one block of logits at a time, to limit peak memory.
 
-The gradient of a token's log-prob with respect to its hidden state is ``W[label] - softmax(W h) W``. It does not depend
-on the loss. So if the head is frozen (LoRA), the forward pass computes it, and the logits need not be stored or
-recomputed. Liger Kernel (arXiv:2410.10989) and Cut Cross-Entropy (arXiv:2411.09009) also use blocks of logits.
+The gradient of a token's log-prob with respect to its hidden state h is ``W[label] - softmax(W h) W``; W is the weight
+of the head. This gradient does not depend on the loss. So if the head is frozen (LoRA), the forward pass computes the
+gradient, and logits are neither stored nor recomputed. Liger Kernel (arXiv:2410.10989) and Cut Cross-Entropy
+(arXiv:2411.09009) also use blocks of logits.
 """
 
 from typing import Any
@@ -19,8 +20,8 @@ def head_logprobs(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: T
     """Return the log-softmax of ``hidden @ weight.T + bias`` at ``labels``: ``[N]``, nats, float32.
 
     Shapes: ``hidden`` ``[N, H]``, ``weight`` ``[V, H]``, ``bias`` ``[V]``, ``labels`` ``[N]``. Values and gradients
-    equal those of `token_logprobs` on the logits. Gradients reach ``hidden``, and also ``weight`` and ``bias`` if these
-    require them; then the backward pass recomputes the logits.
+    equal those of `token_logprobs` on the logits. Gradients reach ``hidden``. They also reach ``weight`` and ``bias``
+    if these require gradients; in this case the backward pass recomputes the logits.
     """
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
@@ -81,13 +82,13 @@ class _HeadLogprobs(torch.autograd.Function):
 
 
 def _residual(probabilities: Tensor, labels: Tensor) -> Tensor:
-    """Overwrite float32 ``probabilities`` ``[n, V]`` with onehot(labels) - probabilities, and return them."""
+    """Overwrite float32 ``probabilities`` ``[n, V]`` with ``onehot(labels) - probabilities``, and return the tensor."""
     ones = torch.ones_like(labels[:, None], dtype=probabilities.dtype)
     return probabilities.neg_().scatter_add_(-1, labels[:, None], ones)
 
 
 def _slopes(residual: Tensor, weight: Tensor) -> Tensor:
-    """Return ``residual @ weight``, ``[n, H]``; for float16, scale rows against underflow and return float32."""
+    """Return ``residual @ weight``, ``[n, H]``. For float16, scale rows against underflow and return float32."""
     if weight.dtype != torch.float16:
         return residual.to(weight.dtype) @ weight
     largest = torch.maximum(residual.amax(-1, keepdim=True), -residual.amin(-1, keepdim=True)).clamp(min=1e-30)

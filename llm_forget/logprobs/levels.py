@@ -1,6 +1,7 @@
-"""Levels of a model on rows: how much of an answer it would say by itself, read off its logits.
+"""Levels: how much of the answer of each row a model would generate by itself, computed from its logits.
 
-Levels of the untouched target on holdout rows estimate what a model that never saw the forget rows would reach on them.
+Levels of the target (the model before unlearning) on holdout rows estimate the levels that a model which never saw the
+forget rows would have on the forget rows.
 """
 
 from dataclasses import dataclass
@@ -13,18 +14,19 @@ from llm_forget.logprobs.logprobs import Logprobs
 
 @dataclass(frozen=True)
 class Levels:
-    """One value per row, ``[B]``; NaN for a row without targets."""
+    """The levels of B rows. Each field has one value per row, ``[B]``, NaN for a row without targets."""
 
-    strength: Tensor  # extraction strength: share of the answer that follows the last token not ranked first
-    memorization: Tensor  # exact memorization: share of tokens ranked first
-    margin: Tensor  # mean margin of the gold token's logit over the best other, nats
-    logprob: Tensor  # mean log-prob of the gold token, nats
+    strength: Tensor  # extraction strength: share of the answer after the last gold token that is not ranked first
+    memorization: Tensor  # exact memorization: share of gold tokens that are ranked first
+    margin: Tensor  # logit of the gold token minus the highest other logit, mean over tokens, nats
+    logprob: Tensor  # log-prob of the gold token, mean over tokens, nats
 
 
 def levels_of(logprobs: Logprobs) -> Levels:
-    """Levels of each row of log-probs with logits.
+    """Return the levels of each row. ``logprobs`` must contain logits.
 
-    Extraction strength as in arXiv:2012.07805 and the metric of that name, exact memorization as in arXiv:2005.04843.
+    Extraction strength is defined as in arXiv:2012.07805 and in the metric ``extraction_strength``, exact memorization
+    as in arXiv:2005.04843.
     """
     assert logprobs.logits is not None
     mask, counts = logprobs.mask, logprobs.counts()

@@ -1,7 +1,7 @@
 """Compute the log-probability of each target token under a causal language model.
 
-Labels are not shifted, and -100 is ignored, as in Hugging Face models. A *target* is a label that is not -100 and has a
-position before it; the logits at that position predict the target.
+As in Hugging Face models, labels are not shifted, and the label -100 is ignored. A *target* is a label other than -100
+that is not the first of its row. The logits at the position before a target predict it.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from llm_forget.logprobs.packing import pack
 
 @dataclass(frozen=True)
 class Logprobs:
-    """Log-probs of B sequences with up to T targets; row ``i`` has its targets in the first ``counts()[i]`` columns."""
+    """Log-probs of B sequences with at most T targets. The targets of row i fill its first ``counts()[i]`` columns."""
 
     values: Tensor  # [B, T] log-prob of the gold token, nats, float32; 0 where mask is False
     mask: Tensor  # [B, T] bool
     labels: Tensor  # [B, T] gold token ids; 0 where mask is False
-    logits: Tensor | None = None  # [B, T, V] at the position that predicts the target
-    hidden: Tensor | None = None  # [B, T, H] at the same position
+    logits: Tensor | None = None  # [B, T, V] at the position that predicts the target; None if not kept
+    hidden: Tensor | None = None  # [B, T, H] at the same position; None if not kept
 
     def sums(self) -> Tensor:
         """Return the log-probability of each whole target sequence, ``[B]``, nats."""
@@ -60,7 +60,7 @@ def target_mask(labels: Tensor) -> Tensor:
 def forward_logprobs(
     model: nn.Module, batch: dict[str, Tensor], *, head: nn.Module, logits: bool = False, **options: Any
 ) -> Logprobs:
-    """Call `forward_parts` with the whole batch as one part; ``options`` are passed to it."""
+    """Return the `Logprobs` of a batch. ``logits`` keeps its logits; ``options`` are those of `forward_parts`."""
     parts = forward_parts(model, batch, {"": len(batch["labels"])}, head=head, logits={""} if logits else (), **options)
     return parts[""]
 
@@ -77,23 +77,25 @@ def forward_parts(
     shared: bool = False,
     fused: bool = False,
 ) -> dict[str, Logprobs]:
-    """Run one forward pass of a causal LM over several parts of a batch, with logits only at target positions.
+    """Run one forward pass of a causal LM over a batch, with logits only at target positions, and split it into parts.
 
     Args:
         model: called as ``model(input_ids=..., attention_mask=...)``; may be wrapped (DDP, FSDP, DeepSpeed).
         batch: ``input_ids``, ``attention_mask``, ``labels``, each ``[B, S]``; padding on either side.
-        sizes: number of rows of each part, in order; their sum is B.
+        sizes: number of rows of each part by name, in the order of the batch; their sum is B.
         head: output embeddings of the unwrapped model. Only hidden states of the N targets enter the head, so no tensor
             ``[B, S, V]`` is allocated. Operations on the logits after the head, such as soft-capping, still apply.
-        logits: parts whose logits ``[B, T, V]`` are returned.
+        logits: names of the parts whose logits ``[B, T, V]`` are returned.
         hidden: decoder layer whose output ``[B, T, H]`` is returned.
         packed: concatenate the rows without their padding on the right.
         shared: if packed, compute the common prefix of neighbouring rows only once.
         fused: for parts without returned logits, compute one block of logits at a time.
 
-    Returns the `Logprobs` of each part; T is the largest number of targets in a row of the part. `find_shortcuts` tests
-    whether a model supports ``packed``, ``shared`` and ``fused``. Raises UnsupportedError if the head is not called on
-    the hidden states of all tokens.
+    Returns:
+        The `Logprobs` of each part by name. T is the largest number of targets in a row of the part.
+
+    `find_shortcuts` tests whether a model supports ``packed``, ``shared`` and ``fused``. Raise UnsupportedError if the
+    model does not call ``head`` on the hidden states of all tokens.
     """
     where = target_mask(batch["labels"])  # [B, S-1]
     labels = batch["labels"][:, 1:][where]  # [N]
@@ -127,11 +129,11 @@ def forward_parts(
 
 @dataclass(frozen=True)
 class _Fused:
-    """Replacement for the head's forward that returns log-probs of the N gold tokens and keeps logits of some parts."""
+    """A replacement of the head's ``forward``. It returns the log-probs of the N gold tokens, and keeps some logits."""
 
     labels: Tensor  # [N]
-    tokens: list[int]  # of each part, N in all
-    keeps: list[bool]  # whether logits of the part are kept
+    tokens: list[int]  # number of gold tokens of each part; their sum is N
+    keeps: list[bool]  # for each part, whether its logits are kept
     part_logits: list[Tensor | None]  # filled by the forward pass: logits of each part, [n, V]
 
     def forward_of(self, head: Any) -> Callable[[Tensor], Tensor]:
@@ -152,7 +154,7 @@ class _Fused:
 
 
 def _padded(counts: Tensor, values: Tensor, labels: Tensor, logits: Tensor | None, hidden: Tensor | None) -> Logprobs:
-    """Split flat tensors ``[N]``, ``[N, V]``, ``[N, H]`` into rows of ``counts`` ``[B]`` targets."""
+    """Return `Logprobs` of B rows from flat tensors ``[N, ...]`` of all targets; row i has ``counts[i]`` of them."""
     mask = torch.arange(int(counts.max()), device=counts.device) < counts[:, None]  # [B, T]
     return Logprobs(
         values=_unflatten(values, mask),
@@ -165,7 +167,7 @@ def _padded(counts: Tensor, values: Tensor, labels: Tensor, logits: Tensor | Non
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Turn dropout off inside the ``with`` block, and restore the mode of each module afterwards."""
+    """Turn dropout off within a ``with`` block, and restore the mode of each module afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -176,7 +178,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 def decoder_layers(model: nn.Module, count: int) -> nn.ModuleList:
-    """Return the model's first module list of length ``count``; raise ModelError if there is none."""
+    """Return the decoder layers: the model's first module list of length ``count``. Raise ModelError if it has none."""
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return module
@@ -184,7 +186,7 @@ def decoder_layers(model: nn.Module, count: int) -> nn.ModuleList:
 
 
 def _unflatten(flat: Tensor, mask: Tensor) -> Tensor:
-    """Put ``flat`` ``[N, ...]`` at the True places of ``mask`` ``[B, T]``, zeros elsewhere: ``[B, T, ...]``."""
+    """Return ``[B, T, ...]`` with ``flat`` ``[N, ...]`` where ``mask`` ``[B, T]`` is True, and zeros elsewhere."""
     places = mask.flatten().nonzero().squeeze(-1)  # [N]
     empty = flat.new_zeros((mask.numel(), *flat.shape[1:]))
     return empty.index_copy(0, places, flat).unflatten(0, mask.shape)
@@ -192,7 +194,10 @@ def _unflatten(flat: Tensor, mask: Tensor) -> Tensor:
 
 @contextmanager
 def _select_at_head(head: nn.Module, places: Tensor, fused: _Fused | None) -> Iterator[None]:
-    """Reduce the head's input to ``places`` ``[N]`` inside the context; with ``fused`` the head returns log-probs."""
+    """Reduce the head's input to the positions ``places`` ``[N]`` within a ``with`` block.
+
+    If ``fused`` is set, the head returns log-probs in place of logits.
+    """
 
     def select(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (args[0].flatten(0, 1)[places][None], *args[1:])  # [1, N, H]

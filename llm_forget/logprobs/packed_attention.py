@@ -1,6 +1,6 @@
-"""Attention over packed rows, with SDPA or FlashAttention: each row attends only to itself.
+"""Attention over packed rows, with SDPA or FlashAttention. Each row attends only to itself.
 
-For SDPA, rows are padded on the right inside attention, so causal attention needs no mask.
+For SDPA, the packed rows are padded on the right again before attention, so causal attention needs no mask.
 """
 
 from typing import Any
@@ -15,10 +15,10 @@ FLASH = ("flash_attention_2", "flash_attention_3")
 
 
 def attend_by_row(model: Any) -> bool:
-    """Let a model accept the layout of `logprobs.packing` in place of an attention mask; other masks work unchanged.
+    """Make a model accept a `layout` of packed rows as its attention mask. Return whether the model supports this.
 
-    Returns False, without any change, if the architecture has its own attention or a recurrent state. The change is
-    permanent, because gradient checkpointing reruns layers in the backward pass.
+    Other masks work as before. If the architecture has its own attention or a recurrent state, return False and change
+    nothing. The change is permanent, because gradient checkpointing reruns layers in the backward pass.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -36,12 +36,15 @@ def attend_by_row(model: Any) -> bool:
 
 
 def shares_beginnings(model: Any) -> bool:
-    """Return whether packed rows may share tokens: False for FlashAttention kernels."""
+    """Return whether packed rows may share the tokens of a common prefix. FlashAttention kernels do not support it."""
     return str(model.config._attn_implementation).removeprefix(PREFIX) not in FLASH
 
 
 def _by_row(inner_name: str) -> Any:
-    """Make the attention function for packed rows; it maps ``[1, heads, N, D]`` to ``[1, N, heads, D]``."""
+    """Return an attention function for packed rows, which maps ``[1, heads, N, D]`` to ``[1, N, heads, D]``.
+
+    It wraps the attention of transformers with the name ``inner_name``.
+    """
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     inner = ALL_ATTENTION_FUNCTIONS[inner_name]
@@ -64,7 +67,10 @@ def _by_row(inner_name: str) -> Any:
 
 
 def _refuse_unseen_window(module: nn.Module, options: dict[str, Any]) -> None:
-    """Raise NotImplementedError if the model defines attention windows or chunks only in the attention mask."""
+    """Raise NotImplementedError if a model encodes its attention window or chunks only in the mask.
+
+    Packed rows replace the mask, so such a window would be lost.
+    """
     config: Any = module.config
     window = getattr(config, "sliding_window", None) and "sliding_window" not in options
     if window or getattr(config, "attention_chunk_size", None):
@@ -72,7 +78,7 @@ def _refuse_unseen_window(module: nn.Module, options: dict[str, Any]) -> None:
 
 
 def _boundaries(mask: Tensor) -> dict[str, Any]:
-    """Return the row boundaries as arguments of FlashAttention's variable-length kernels."""
+    """Return the row boundaries in a `layout` as arguments of FlashAttention's variable-length kernels."""
     lengths = (mask[0, 0] >= 0).sum(-1)  # [B]
     ends = nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)  # [B + 1]
     longest = mask.shape[-1]
@@ -80,7 +86,7 @@ def _boundaries(mask: Tensor) -> dict[str, Any]:
 
 
 def _window_mask(length: int, window: int | None, device: torch.device) -> Tensor | None:
-    """Return the mask ``[1, 1, S, S]`` of a sliding window shorter than the rows; None for plain causal attention."""
+    """Return the attention mask ``[1, 1, S, S]`` of a sliding window, or None if the window covers whole rows."""
     if window is None or length <= window:
         return None
     place = torch.arange(length, device=device)

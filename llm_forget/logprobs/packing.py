@@ -1,8 +1,8 @@
-"""Pack the rows of a padded batch end to end, and compute prefixes that neighbouring rows share only once.
+"""Pack the rows of a padded batch into one long row, and store prefixes that neighbouring rows share only once.
 
-In a causal model the hidden state of a token depends only on the tokens before it, so rows with the same prefix can
-share its hidden states. Only attention mixes tokens. An integer mask tells `packed_attention` to which row each token
-belongs; every other layer sees one long row.
+In a causal model, the hidden state of a token depends only on this token and those before it, so rows with the same
+prefix can share its hidden states. Only attention mixes tokens. An integer mask (`layout`) tells `packed_attention` to
+which row each token belongs. Every other layer processes one long row.
 """
 
 import torch
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 
 def pack(batch: dict[str, Tensor], *, shared: bool) -> tuple[dict[str, Tensor], Tensor]:
-    """Pack ``input_ids`` and ``attention_mask`` ``[B, S]``, padded on the right, into N tokens.
+    """Pack ``input_ids`` and ``attention_mask`` ``[B, S]``, padded on the right, into one row of N tokens.
 
-    With ``shared``, the common prefix of a row and the row above it is stored once. Returns the model inputs and the
-    packed place of each token of the batch, ``[B, S]``, 0 for padding. The model inputs are ``input_ids`` and
-    ``position_ids`` ``[1, N]``, and a `layout` ``[2, 1, B, S]`` as ``attention_mask``.
+    Return (model inputs, place). The model inputs are ``input_ids`` and ``position_ids`` ``[1, N]``, and a `layout`
+    ``[2, 1, B, S]`` as ``attention_mask``. ``place`` ``[B, S]`` is the position of each token of the batch in the
+    packed row, 0 for padding. With ``shared``, the common prefix of a row and the row above it is stored once.
     """
     ids, attended = batch["input_ids"], batch["attention_mask"].bool()  # [B, S]
     is_packed = attended  # [B, S]: tokens that are stored, not shared with the row above
@@ -35,10 +35,11 @@ def pack(batch: dict[str, Tensor], *, shared: bool) -> tuple[dict[str, Tensor], 
 
 
 def layout(place: Tensor, attended: Tensor, slots: Tensor) -> Tensor:
-    """Return the mapping between padded and packed places, in both directions, as one integer tensor ``[2, 1, B, S]``.
+    """Return the mapping between a padded batch and its packed row as one integer tensor ``[2, 1, B, S]``.
 
-    The first half holds the packed place of each padded slot, -1 for padding. The second half, flattened, begins with
-    the padded slot of each packed token. The tensor is 4-D, because transformers passes 4-D masks on unchanged.
+    The first half holds the packed position of each token of the padded batch, -1 for padding. The first N elements of
+    the flattened second half hold the position in the flattened batch of each packed token (``slots``). The tensor is
+    4-D, because transformers passes 4-D masks to the attention unchanged.
     """
     back = torch.zeros_like(place).flatten()
     back[: len(slots)] = slots
@@ -46,18 +47,18 @@ def layout(place: Tensor, attended: Tensor, slots: Tensor) -> Tensor:
 
 
 def is_layout(mask: Tensor | None) -> bool:
-    """Return whether an attention mask is a `layout`; other masks are boolean or floating point."""
+    """Return whether an attention mask is a `layout`. Other 4-D masks are boolean or floating point."""
     return mask is not None and mask.dim() == 4 and mask.dtype == torch.int64
 
 
 def unpacked(packed: Tensor, mask: Tensor) -> Tensor:
-    """Unpack ``[1, heads, N, D]`` to ``[B, heads, S, D]``; padding, which is never attended to, holds token 0."""
+    """Unpack ``[1, heads, N, D]`` into ``[B, heads, S, D]``. Padding has the values of token 0 and is not attended."""
     rows = packed[0].transpose(0, 1)  # [N, heads, D]
     places = mask[0, 0].clamp(min=0)  # [B, S]
     return rows.index_select(0, places.flatten()).unflatten(0, places.shape).transpose(1, 2)
 
 
 def repacked(padded: Tensor, mask: Tensor, count: int) -> Tensor:
-    """Pack the output of attention: ``[B, S, heads, D]`` becomes ``[1, N, heads, D]``."""
+    """Pack an output of attention ``[B, S, heads, D]`` into ``[1, N, heads, D]``; ``count`` is N."""
     slots = mask[1, 0].flatten()[:count]  # [N]
     return padded.flatten(0, 1).index_select(0, slots)[None]

@@ -1,13 +1,13 @@
-"""Shorten distributions over the vocabulary to their most likely tokens and the mass of the rest."""
+"""Shorten distributions over the vocabulary to their most likely tokens and the total probability of all others."""
 
 import torch
 from torch import Tensor
 
 
 def top_tokens(logprobs: Tensor, gold: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return ids and log-probs of the ``count`` most likely tokens of ``logprobs`` ``[n, V]``: ``[n, K]`` each.
+    """Return (ids, log-probs) of the most likely tokens of each row of ``logprobs`` ``[n, V]``, each ``[n, K]``.
 
-    K is at most V. The gold token, of ``gold`` ``[n]``, is always among them.
+    K is ``count`` or V, whichever is smaller. The gold token of each row, ``gold`` ``[n]``, is always included.
     """
     ranks = logprobs.scatter(-1, gold.unsqueeze(-1), torch.inf)
     tokens = ranks.topk(min(count, logprobs.shape[-1]), -1).indices  # [n, K]
@@ -15,5 +15,5 @@ def top_tokens(logprobs: Tensor, gold: Tensor, count: int) -> tuple[Tensor, Tens
 
 
 def rest_logprob(logprobs: Tensor, tokens: Tensor) -> Tensor:
-    """Return the log of the probability of all tokens but ``tokens`` ``[n, K]``: ``[n]``, nats; -inf if K is V."""
+    """Return the log of the total probability of all tokens except ``tokens`` ``[n, K]``: ``[n]``; -inf if K is V."""
     return logprobs.scatter(-1, tokens, -torch.inf).logsumexp(-1)

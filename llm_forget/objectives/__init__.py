@@ -1,5 +1,7 @@
-"""Terms of objectives: pure functions of log-probabilities, each in a file of the same name. To add a term, add a file
-here with one function under ``@objective(...)``. Files that start with ``_`` are not terms.
+"""Loss terms: pure functions of log-probabilities, each in a file of the same name.
+
+To add a term, add a file with one function that is decorated with ``@objective(...)``. Files whose name starts with
+``_`` are not terms. `gradient_rules` and `methods` register no terms.
 """
 
 import importlib

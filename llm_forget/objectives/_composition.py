@@ -1,4 +1,4 @@
-"""Combine weighted terms into an objective, and list the model outputs and data that it needs."""
+"""Combine weighted loss terms into an objective, and list the model outputs and the data that it needs."""
 
 import math
 from collections.abc import Callable
@@ -19,9 +19,10 @@ NEEDS = ("hidden_states", "logits")
 
 @dataclass(frozen=True)
 class Dual:
-    """A learned weight lambda. After each optimiser step, it becomes ``max(0, lambda + step_size (value - epsilon))``,
-    where ``value`` is the mean of the term. The loss contains ``lambda (value - epsilon)``, which enforces
-    ``value <= epsilon``.
+    """A learned weight lambda, which enforces the constraint ``value <= epsilon``; ``value`` is the mean of the term.
+
+    The loss contains ``lambda (value - epsilon)``. After each optimiser step, lambda becomes
+    ``max(0, lambda + step_size (value - epsilon))``.
     """
 
     initial: float
@@ -29,13 +30,13 @@ class Dual:
     step_size: float
 
     def step(self, weight: float, value: float) -> float:
-        """Return the new weight after an optimiser step in which the mean of the term was ``value``."""
+        """Return the new weight after an optimiser step. ``value`` is the mean of the term in this step."""
         return max(0.0, weight + self.step_size * (value - self.epsilon))
 
 
 @dataclass(frozen=True)
 class Term:
-    """A weighted term of an objective."""
+    """One weighted term of an objective, computed on the rows of one split."""
 
     name: str
     split: str
@@ -44,16 +45,16 @@ class Term:
     inputs: tuple[str, ...]
     needs: frozenset[str]
     arguments: dict[str, Any] = field(hash=False)
-    dual: Dual | None = None  # if set, `weight` is only its initial value
-    calibrated: str = ""  # argument that is found on holdout rows if it is None
+    dual: Dual | None = None  # if set, `weight` is only the initial value of lambda
+    calibrated: str = ""  # name of the argument whose value is measured on holdout rows if it is None
 
     @property
     def key(self) -> str:
-        """Name in logs and in `Objective.values`, such as ``forget/npo``."""
+        """Return the name of the term in logs and in `Objective.values`, such as ``forget/npo``."""
         return f"{self.split}/{self.name.rpartition(':')[2]}"
 
     def sources(self, side: str) -> tuple[str, ...]:
-        """Return the data that ``side`` (policy or reference) processes: the split, ``alternate``, both or neither."""
+        """Return the data on which ``side`` (policy or reference) is read: the split, ``alternate``, both or none."""
         names = {"policy": ("policy", "alternate"), "reference": ("reference", "alternate_reference")}[side]
         data = (self.split, "alternate")
         return tuple(source for name, source in zip(names, data, strict=True) if name in self.inputs)
@@ -61,7 +62,11 @@ class Term:
     def value(
         self, policy: dict[str, Logprobs], reference: dict[str, Logprobs], teacher: dict[str, Logprobs]
     ) -> Tensor:
-        """Return unweighted values, ``[B]`` or ``[B, T]``; 0 at masked positions and in rows without targets."""
+        """Return the unweighted values of the term, ``[B]`` or ``[B, T]``.
+
+        Values are 0 at masked positions and in rows without targets. The arguments map splits to log-probabilities.
+        Raise ConfigError if the term's function returns another shape.
+        """
         mask = policy[self.split].mask
         values_by_input = {
             "policy": lambda: policy[self.split],
@@ -81,14 +86,17 @@ class Term:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the term in the form that recipes use."""
+        """Return the term as recipes write it, such as ``{name: npo, weight: 1.0, beta: 0.1}``."""
         weight = self.weight if self.dual is None else {"dual": asdict(self.dual)}
         return {"name": self.name, "weight": weight, **self.arguments}
 
 
 @dataclass(frozen=True)
 class Objective:
-    """Weighted terms, with methods that report which data and which model outputs the terms need."""
+    """A loss as a sum of weighted terms. Its methods list the data and the model outputs that the terms need.
+
+    A *source* is the data that a model processes: a split, or ``alternate`` (other answers to the forget prompts).
+    """
 
     terms: tuple[Term, ...]
 
@@ -97,19 +105,19 @@ class Objective:
         return tuple(split for split in SPLITS if any(term.split == split for term in self.terms))
 
     def needs(self, kind: str, source: str | None = None) -> bool:
-        """Return whether a term reads ``kind`` (one of `NEEDS`) of the policy on ``source``; None means any data."""
+        """Return whether a term reads the policy's ``kind`` (one of `NEEDS`) on ``source`` (None: on any source)."""
         return self._needs("policy", kind, source)
 
     def reference_needs(self, kind: str, source: str | None = None) -> bool:
-        """Return whether a term reads ``kind`` (one of `NEEDS`) of the reference on ``source``; None means any data."""
+        """Return whether a term reads the reference's ``kind`` (one of `NEEDS`) on ``source`` (None: on any source)."""
         return self._needs("reference", kind, source)
 
     def reference_sources(self) -> tuple[str, ...]:
-        """Return the splits (and ``alternate``) for which cached log-probabilities of the reference are enough."""
+        """Return the sources of which the terms need only cached log-probabilities of the reference."""
         return tuple(s for s in self._sources("reference") if s not in self.reference_pass_sources())
 
     def reference_pass_sources(self) -> tuple[str, ...]:
-        """Return the splits (and ``alternate``) on which the reference must run in every step."""
+        """Return the sources on which the reference must run in every step."""
         read_in_steps = {source for term in self.terms if term.needs for source in term.sources("reference")}
         return tuple(source for source in self._sources("reference") if source in read_in_steps)
 
@@ -126,22 +134,24 @@ class Objective:
         return "alternate" in self._sources("policy") + self._sources("reference")
 
     def teacher_temperatures(self) -> dict[str, float]:
-        """Temperature of the teacher's distribution by split, for splits with a term that needs a teacher."""
+        """Return the temperature of the teacher's distribution by split. Splits without a teacher are left out."""
         return {t.split: float(t.arguments.get("temperature", 1.0)) for t in self.terms if "teacher" in t.inputs}
 
     def uncalibrated(self) -> tuple[Term, ...]:
-        """Return the terms whose level is found on holdout rows, since the recipe leaves it out."""
+        """Return the terms whose level must be measured on holdout rows, because the recipe does not set it."""
         return tuple(t for t in self.terms if t.calibrated and t.arguments[t.calibrated] is None)
 
     def at_level(self, share: float) -> "Objective":
-        """Return the objective with the level ``share`` in its uncalibrated terms."""
+        """Return a copy of the objective in which all `uncalibrated` terms have the level ``share``."""
         levels = {t.key: {**t.arguments, t.calibrated: share} for t in self.uncalibrated()}
         return Objective(tuple(replace(t, arguments=levels.get(t.key, t.arguments)) for t in self.terms))
 
     @property
     def hidden_layer(self) -> int | str | None:
-        """Index of the decoder layer whose output the terms read, ``"default"`` for a quarter of the depth, or None if
-        they read none. Raises ConfigError if two terms ask for different layers.
+        """Return the index of the decoder layer whose output the terms read.
+
+        Return ``"default"`` (a quarter of the depth) if no term sets it, and None if no term reads hidden states. Raise
+        ConfigError if two terms set different layers.
         """
         terms_with_hidden = [term for term in self.terms if "hidden_states" in term.needs]
         layers = {term.arguments["layer"] for term in terms_with_hidden if term.arguments.get("layer") is not None}
@@ -153,8 +163,9 @@ class Objective:
         return "default" if terms_with_hidden else None
 
     def layer_index(self, depth: int) -> int | None:
-        """Return the index of `hidden_layer` in a model of ``depth`` layers, or None; the default is 7 of 32, as for
-        RMU. Raises ConfigError if the model has no such layer.
+        """Return the index of `hidden_layer` in a model of ``depth`` layers, or None if no term reads hidden states.
+
+        The default is 7 in a model of 32 layers, as for RMU. Raise ConfigError if the model has no such layer.
         """
         layer = self.hidden_layer
         if layer is None:
@@ -170,13 +181,15 @@ class Objective:
         reference: dict[str, Logprobs],
         teacher: dict[str, Logprobs] | None = None,
     ) -> dict[str, Tensor]:
-        """Return the unweighted values of all terms by key, each ``[B]`` or ``[B, T]``. The arguments map splits (and
-        ``alternate``) to log-probabilities of the trained model, the reference and the teacher, if there is one.
+        """Return the unweighted values of each term by its key, ``[B]`` or ``[B, T]``.
+
+        The arguments map sources to log-probabilities of the trained model, of the reference, and of the teacher if
+        there is one.
         """
         return {term.key: term.value(policy, reference, teacher or {}) for term in self.terms}
 
     def to_dict(self) -> dict[str, list[dict[str, Any]]]:
-        """Return the YAML form, from which `build_objective` builds an equal objective."""
+        """Return the terms by split, as recipes write them. `compose` builds an equal objective from the result."""
         return {split: [term.to_dict() for term in self.terms if term.split == split] for split in self.splits()}
 
     def _needs(self, side: str, kind: str, source: str | None) -> bool:
@@ -189,8 +202,9 @@ class Objective:
 
 
 def compose(form: dict[str, Any]) -> Objective:
-    """Build an objective from its YAML form, such as ``{forget: {name: ga}, retain: [{name: nll, weight: 1.0}]}``.
-    Raises ConfigError if a split, term, weight or hyper-parameter is not allowed.
+    """Return the objective that a recipe describes, such as ``{forget: {name: ga}, retain: [{name: nll, weight: 1}]}``.
+
+    Terms of weight 0 are left out. Raise ConfigError if a split, term, weight or hyper-parameter is not allowed.
     """
     if not isinstance(form, dict):
         raise ConfigError("objective must map splits to terms, as in {forget: {name: ga}}")

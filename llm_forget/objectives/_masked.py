@@ -1,4 +1,4 @@
-"""Functions that read only target positions: masked positions, even NaN, affect no value and no gradient."""
+"""Functions that read only target positions. Values at masked positions, even NaN, affect no result or gradient."""
 
 from torch import Tensor
 
@@ -7,8 +7,9 @@ from llm_forget.logprobs.logprobs import Logprobs
 
 
 def at_targets(logprobs: Logprobs, kind: str) -> Tensor:
-    """Return ``logits`` or ``hidden`` at the N target positions: ``[N, V]`` or ``[N, H]``, float32. Raises ConfigError
-    if the forward pass did not keep these outputs.
+    """Return ``logits`` ``[N, V]`` or ``hidden`` states ``[N, H]`` at the N target positions, float32.
+
+    Raise ConfigError if the forward pass did not keep these outputs.
     """
     tensor: Tensor | None = getattr(logprobs, kind)
     if tensor is None:
@@ -34,5 +35,5 @@ def sequence_sums(logprobs: Logprobs) -> Tensor:
 
 
 def filled_rows(logprobs: Logprobs, values: Tensor) -> Tensor:
-    """Return ``values`` ``[B]`` with 0 for rows without targets, such as padding rows of the last batch."""
+    """Return ``values`` ``[B]`` with zeros for rows that have no targets, such as padding rows of the last batch."""
     return values.masked_fill(~logprobs.mask.any(-1), 0.0)

@@ -10,10 +10,11 @@ from llm_forget.objectives._vocabulary import cross_entropy, without_gold
 
 @objective(paper="arXiv:2503.01224", needs={"logits"})
 def ce_u(policy: Logprobs, *, skip: int = 1) -> Tensor:
-    """Cross-entropy of the policy to ``sg(softmax(logits, gold at -inf))``: ``[B, T]``, nats; sg is stop-gradient.
+    """Return the cross-entropy of the policy to its own distribution without the gold token, ``[B, T]``, nats.
 
-    The first ``skip`` target tokens of each row are set to 0, but the mean still counts them. The paper skips the first
-    token of an answer because it shows fluency, not knowledge.
+    The distribution is the softmax of the logits with the gold logit at -inf; no gradient flows through it. Values of
+    the first ``skip`` target tokens of each row are 0, but the mean still counts them. The paper skips the first token
+    of an answer because it shows fluency, not knowledge.
     """
     mask = policy.mask & (policy.mask.cumsum(-1) > skip)  # [B, T]
     logits = at_targets(policy, "logits")  # [N, V]

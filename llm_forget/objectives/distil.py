@@ -1,4 +1,4 @@
-"""Distil a teacher that never saw the rows: move the policy to what the teacher would say."""
+"""Distillation: move the policy to the distribution of a teacher that never saw the forget rows."""
 
 from torch import Tensor
 
@@ -10,12 +10,10 @@ from llm_forget.objectives._vocabulary import divergence
 
 @objective(paper="arXiv:1503.02531", needs={"logits"})
 def distil(policy: Logprobs, teacher: Logprobs, *, temperature: float = 1.0) -> Tensor:
-    """``T^2 KL(softmax(teacher / T) || softmax(policy / T))`` at target positions (equation 4 of the paper).
+    """Return ``t^2 KL(softmax(teacher / t) || softmax(policy / t))`` at target positions, ``[B, T]``, nats.
 
-    The factor keeps the size of the gradient the same for every temperature T.
-
-    Returns:
-        ``[B, T]``, nats; 0 with zero gradient once the policy says what the teacher says.
+    This is equation 4 of the paper, with temperature t. The factor t^2 makes the size of the gradient independent of
+    the temperature. Value and gradient are 0 where both distributions are equal.
     """
     teacher_logprobs = (at_targets(teacher, "logits").detach() / temperature).log_softmax(-1)  # [N, V]
     policy_logprobs = (at_targets(policy, "logits") / temperature).log_softmax(-1)  # [N, V]

@@ -1,4 +1,4 @@
-"""Direct preference optimisation, with the answer to forget as the rejected answer."""
+"""Direct preference optimisation: the answer of the forget row is rejected, and an alternate answer is chosen."""
 
 from torch import Tensor
 from torch.nn import functional
@@ -13,11 +13,11 @@ from llm_forget.objectives._registry import objective
 def dpo(
     policy: Logprobs, reference: Logprobs, alternate: Logprobs, alternate_reference: Logprobs, *, beta: float = 0.1
 ) -> Tensor:
-    """``-(2/beta) log sigmoid(beta (r(alternate) - r(policy)))`` of whole answers, with ``r = log p - log p_ref``.
+    """Return ``-(2/beta) log sigmoid(beta (r(alternate) - r(policy)))``, ``[B]``, nats.
 
-    Row i of ``alternate`` is the preferred answer (such as "I don't know") to the prompt of row i of ``policy``. The
-    factor 2 is that of `npo` (arXiv:2404.05868). Returns ``[B]``, nats; ``(2/beta) log 2`` at the reference.
-    It equals `npo` while r(alternate) is 0.
+    ``r = log p - log p_ref`` of a whole answer. Row i of ``alternate`` is the preferred answer (such as "I don't know")
+    to the prompt of row i of ``policy``. The factor 2 is that of `npo` (arXiv:2404.05868). The value is
+    ``(2/beta) log 2`` at the reference, and equals `npo` where r(alternate) is 0. Raise ConfigError if beta <= 0.
     """
     if beta <= 0:
         raise ConfigError(f"objective 'dpo' needs beta above 0, not {beta}")

@@ -9,7 +9,8 @@ from llm_forget.objectives._registry import objective
 
 @objective(paper="arXiv:2210.01504")
 def ga(policy: Logprobs) -> Tensor:
-    """Log-likelihood of the target tokens, which training lowers: ``[B, T]``, nats; the negative of `nll`; no lower
-    bound.
+    """Return the log-probability of each target token, ``[B, T]``, nats. Training lowers it, without a lower bound.
+
+    It is the negative of `nll`.
     """
     return token_values(policy)  # [B, T]

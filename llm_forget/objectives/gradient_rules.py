@@ -1,6 +1,7 @@
-"""Rules that combine the gradient of the forget terms with the gradient of the retain terms. A gradient is a list with
-one tensor per parameter, weighted, averaged over the optimiser step and reduced over ranks. Norms and inner products
-treat this list as one vector.
+"""Rules that combine the gradient of the forget terms with the gradient of the retain terms.
+
+A gradient is a list with one tensor per parameter. Weights of terms are applied, and values are averaged over the
+optimiser step and over ranks. Norms and inner products treat the list as one vector.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,15 +21,17 @@ rule = RULES.register
 
 @rule()
 def sum(forget: Gradient, retain: Gradient) -> Gradient:
-    """Return the sum of both gradients, which is the gradient of the summed loss."""
+    """Return the sum of both gradients, which is the gradient of the sum of all terms."""
     return [f + r for f, r in zip(forget, retain, strict=True)]
 
 
 @rule(paper="arXiv:2001.06782")
 def pcgrad(forget: Gradient, retain: Gradient, *, both: bool = False) -> Gradient:
-    """Remove the component of the forget gradient that opposes the retain gradient, then add the two. ``both`` also
-    removes the component of the retain gradient that opposes the forget gradient, as PCGrad does for equal tasks. The
-    default gives priority to the retain gradient, as in arXiv:2604.14808. Gradients without conflict are only added.
+    """Remove the component of the forget gradient that opposes the retain gradient, and return the sum of the two.
+
+    ``both`` also removes the component of the retain gradient that opposes the forget gradient, as PCGrad does for
+    equal tasks. The default keeps the retain gradient whole, as in arXiv:2604.14808. If the inner product of the
+    gradients is not negative, the result is their sum.
     """
     retained = without_conflict(retain, forget) if both else retain
     return sum(without_conflict(forget, retain), retained)
@@ -40,9 +43,9 @@ def gru(
 ) -> tuple[Gradient, Gradient]:
     """Remove the component of the forget gradient that opposes a running average of the retain gradient.
 
-    The retain gradient itself is not added. Returns the gradient and the new average,
-    ``gamma retain + (1 - gamma) average``. ``average`` is None before the first step. ``gamma = 1`` ignores earlier
-    steps.
+    Return (changed forget gradient, new average). The retain gradient is not added to the first. The new average is
+    ``gamma retain + (1 - gamma) average``; ``average`` is None before the first step and then counts as 0. With
+    ``gamma = 1``, earlier steps have no effect.
     """
     if average is None:
         average = [torch.zeros_like(r) for r in retain]
@@ -52,8 +55,9 @@ def gru(
 
 @rule(paper="arXiv:2604.14808")
 def sago(forget: Gradient, retain: Gradient) -> Gradient:
-    """Take, in each coordinate, the retain gradient if the signs are opposite, otherwise the forget gradient. The inner
-    product of the result with the retain gradient is never negative.
+    """Return the retain gradient in coordinates where the signs are opposite, and the forget gradient in all others.
+
+    The inner product of the result with the retain gradient is never negative.
     """
     return [torch.where(f.sign() * r.sign() < 0, r, f) for f, r in zip(forget, retain, strict=True)]
 
@@ -65,8 +69,10 @@ def combine(
     state: Gradient | None = None,
     arguments: dict[str, Any] | None = None,
 ) -> tuple[Gradient, Gradient | None]:
-    """Apply the rule ``name`` (of `RULES`, or ``module:function``) with the state that the previous step returned.
-    Returns the combined gradient and the new state (None for rules without one). Raises ConfigError for unknown names.
+    """Apply a rule, and return (combined gradient, new state). Rules without a state return None as the new state.
+
+    ``name`` is a rule of `RULES` or ``module:function``. ``state`` is the state that the previous step returned, and
+    ``arguments`` are hyper-parameters of the rule. Raise ConfigError for unknown names and hyper-parameters.
     """
     entry = RULES.get(name)
     function = entry.bind(**(arguments or {}))
@@ -77,21 +83,23 @@ def combine(
 
 
 def dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
-    """Return the inner product of two gradients as whole vectors: a scalar, float32."""
+    """Return the inner product of two gradients over all their tensors: a scalar, float32."""
     products = [(a.float() * b.float()).sum() for a, b in zip(left, right, strict=True)]
     return torch.stack([p.to(products[0].device) for p in products]).sum()
 
 
 def without_conflict(gradient: Gradient, guard: Gradient) -> Gradient:
-    """Return ``gradient`` minus its component along ``guard`` if their inner product is negative, else unchanged."""
+    """Return ``gradient``, without its component along ``guard`` if their inner product is negative."""
     inner = dot(gradient, guard)
     scale = inner.clamp(max=0) / dot(guard, guard).clamp(min=torch.finfo(torch.float32).tiny)
     return [g - (scale.to(h.device) * h).to(g.dtype) for g, h in zip(gradient, guard, strict=True)]
 
 
 def perturbation(gradient: Gradient, rho: float = 0.01) -> Gradient:
-    """Return SAM's step towards a higher loss, ``rho g / |g|``, or zeros for a zero gradient (arXiv:2502.05374). For
-    unlearning, g is the gradient of the forget terms; only these are evaluated again at the perturbed weights.
+    """Return the change of weights with which SAM raises the loss: ``rho g / |g|``, or zeros for a zero gradient.
+
+    For unlearning (arXiv:2502.05374), g is the gradient of the forget terms. Only these terms are evaluated again at
+    the changed weights.
     """
     norm = dot(gradient, gradient).sqrt()
     scale = torch.where(norm > 0, rho / norm, torch.zeros_like(norm))
@@ -100,7 +108,7 @@ def perturbation(gradient: Gradient, rho: float = 0.01) -> Gradient:
 
 @contextmanager
 def perturbed(parameters: Sequence[Tensor], step: Sequence[Tensor]) -> Iterator[None]:
-    """Add ``step`` to the parameters inside the block, and restore their exact values on exit, also after an error."""
+    """Add ``step`` to the parameters within a ``with`` block, then restore their exact values, also after an error."""
     saved = [p.detach().clone() for p in parameters]
     try:
         with torch.no_grad():

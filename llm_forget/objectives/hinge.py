@@ -1,4 +1,4 @@
-"""Hinge on the margin of the gold token: a loss that ends where a token is as unlikely as wanted."""
+"""Hinge loss on the margin of the gold token: loss and gradient become 0 once the token is unlikely enough."""
 
 import math
 
@@ -10,16 +10,17 @@ from llm_forget.objectives._masked import at_targets, back
 from llm_forget.objectives._registry import objective
 from llm_forget.objectives._vocabulary import gold_margin
 
-UNCALIBRATED = 0.7  # without holdout rows; the paper's
+UNCALIBRATED = 0.7  # rho without holdout rows; the value of the paper
 
 
 @objective(paper="arXiv:2606.02920", needs={"logits"}, calibrated="rho")
 def hinge(policy: Logprobs, *, rho: float | None = None, eta: float = 0.25) -> Tensor:
-    """``relu(m - (tau - eta)) / eta`` of each target token: ``[B, T]``; m is its margin over its ten best rivals, nats,
-    and ``tau = log(rho / (1 - rho))``. Loss and gradient are 0 below ``tau - eta``; above it, the slope is ``1 / eta``.
+    """Return ``relu(m - (tau - eta)) / eta`` of each target token, ``[B, T]``.
 
-    Where ``rho`` is None, it is that of the tokens of holdout rows that the target does not rank first, or 0.7 without
-    holdout rows.
+    m is the `gold_margin` over the ten best rivals in nats, and ``tau = log(rho / (1 - rho))``. Loss and gradient are 0
+    for m below ``tau - eta``. Above, the slope is ``1 / eta``. If ``rho`` is None, training measures it on the tokens
+    of holdout rows that the target does not rank first; without holdout rows, it is 0.7. Raise ConfigError unless
+    0 < rho < 1 and eta > 0.
     """
     rho = UNCALIBRATED if rho is None else rho
     if not 0 < rho < 1 or eta <= 0:

@@ -9,8 +9,10 @@ from llm_forget.objectives._registry import objective
 
 @objective(paper="arXiv:2408.06621", needs={"logits"})
 def ihl(policy: Logprobs) -> Tensor:
-    """``1 + p(gold) - max p(other)`` at target positions: ``[B, T]``, in [0, 2], so a clamp at 0 would have no effect.
-    It is 2 where the gold token is certain and 0 where another token is certain.
+    """Return ``1 + p(gold) - max p(other)`` at target positions, ``[B, T]``.
+
+    The value is 2 where the gold token is certain and 0 where another token is certain. It is never negative, so the
+    clamp at 0 of a usual hinge loss would have no effect.
     """
     labels = policy.labels[policy.mask].unsqueeze(-1)  # [N, 1]
     probabilities = at_targets(policy, "logits").softmax(-1)  # [N, V]

@@ -10,9 +10,7 @@ from llm_forget.objectives._vocabulary import divergence
 
 @objective(paper="arXiv:2401.06121", needs={"logits"})
 def kl(policy: Logprobs, reference: Logprobs) -> Tensor:
-    """``KL(reference || policy)`` of next-token distributions at target positions: ``[B, T]``, nats; 0 if both are
-    equal.
-    """
+    """Return ``KL(reference || policy)`` at target positions, ``[B, T]``, nats. It is 0 where both models agree."""
     teacher = at_targets(reference, "logits").detach().log_softmax(-1)  # [N, V]
     student = at_targets(policy, "logits").log_softmax(-1)  # [N, V]
     return back(divergence(teacher, student), policy.mask)  # [B, T]

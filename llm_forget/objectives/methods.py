@@ -1,4 +1,4 @@
-"""Named objectives with the defaults of their papers and notes for LoRA, and the function that builds an objective."""
+"""Methods: named objectives with the defaults of their papers and notes for LoRA. Also builds objectives."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +13,7 @@ __all__ = ["METHODS", "Dual", "Method", "Objective", "Term", "build_objective"]
 
 @dataclass(frozen=True)
 class Method:
-    """A named objective with the paper's defaults; ``notes`` say what changes under LoRA."""
+    """A named objective with the defaults of its paper. ``notes`` state what to change for LoRA."""
 
     name: str
     paper: str
@@ -27,14 +27,15 @@ class Method:
 def build_objective(
     method: str | None = None, method_args: dict[str, Any] | None = None, objective: dict[str, Any] | None = None
 ) -> Objective:
-    """Build an objective from a method or from its terms; exactly one of ``method`` and ``objective`` must be given.
-    Raises ConfigError if a name or value is not allowed.
+    """Build an objective either from a ``method`` or from the terms in ``objective``. Exactly one must be set.
+
+    Raise ConfigError if a name or value is not allowed.
 
     Args:
         method: one of `METHODS`.
-        method_args: hyper-parameters of the method's terms (``beta``; ``retain.beta`` if two terms have one),
-            ``forget_weight``, ``retain_weight``, and ``initial``, ``epsilon``, ``step_size`` of a dual weight.
-        objective: ``{forget: {name: ga}, retain: [{name: nll, weight: 1.0}]}``; names may be ``module:function``.
+        method_args: hyper-parameters of the method's terms (such as ``beta``, or ``retain.beta`` if two terms have a
+            beta), ``forget_weight``, ``retain_weight``, and ``initial``, ``epsilon``, ``step_size`` of a dual weight.
+        objective: ``{forget: {name: ga}, retain: [{name: nll, weight: 1.0}]}``. A name may be ``module:function``.
     """
     if (method is None) == (objective is None):
         raise ConfigError("give either a method or an objective, not both and not neither")
@@ -52,7 +53,10 @@ def build_objective(
 
 
 def _override(method: str, lines: dict[str, list[dict[str, Any]]], key: str, value: Any) -> None:
-    """Change one parameter of ``method_args`` in the method's terms ``lines``, in place."""
+    """Set one key of ``method_args`` in ``lines``, the method's terms by split, in place.
+
+    Raise ConfigError if no term has this parameter, or if more than one term has it.
+    """
     slots = _slots(lines)
     if key not in slots:
         raise ConfigError(f"method '{method}' has no parameter '{key}'; {did_you_mean(key, slots)}")
@@ -65,7 +69,7 @@ def _override(method: str, lines: dict[str, list[dict[str, Any]]], key: str, val
 
 
 def _slots(lines: dict[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
-    """Map each name that ``method_args`` may use to the dictionaries in which its value is set."""
+    """Map each allowed key of ``method_args`` to the dictionaries in ``lines`` that hold its value."""
     slots: dict[str, list[dict[str, Any]]] = {}
     for split, terms in lines.items():
         for line in terms:

@@ -9,5 +9,5 @@ from llm_forget.objectives._registry import objective
 
 @objective()
 def nll(policy: Logprobs) -> Tensor:
-    """Cross-entropy of the target tokens: ``[B, T]``, nats. Its mean is the loss of a Hugging Face causal LM."""
+    """Return the cross-entropy of each target token, ``[B, T]``, nats. Its mean is a Hugging Face causal LM's loss."""
     return -token_values(policy)  # [B, T]

@@ -11,9 +11,11 @@ from llm_forget.objectives._registry import objective
 
 @objective(paper="arXiv:2404.05868")
 def npo(policy: Logprobs, reference: Logprobs, *, beta: float = 0.1) -> Tensor:
-    """``-(2/beta) log sigmoid(-beta (log p - log p_ref))`` of whole sequences: ``[B]``, nats. It is ``(2/beta) log 2``
-    at the reference (the first step), with the gradient of `ga` on the sequence sum. ``beta -> 0`` is gradient ascent
-    on the sequence sum everywhere, up to a constant.
+    """Return ``-(2/beta) log sigmoid(-beta (log p - log p_ref))``, ``[B]``, nats; p is that of a whole sequence.
+
+    At the reference (the first step), the value is ``(2/beta) log 2``, and the gradient is that of ``log p``, as in
+    `ga`. For ``beta -> 0`` the loss tends to ``log p`` plus a constant, so it is gradient ascent everywhere. Raise
+    ConfigError if beta <= 0.
     """
     if beta <= 0:
         raise ConfigError(f"objective 'npo' needs beta above 0, not {beta}; its limit at 0 is 'ga'")

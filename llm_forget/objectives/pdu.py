@@ -1,4 +1,4 @@
-"""PDU, forget term: flatten the logits. The retain term of PDU is `nll` with a dual weight."""
+"""PDU, forget term: make all logits of a position equal. The retain term of PDU is `nll` with a dual weight."""
 
 from torch import Tensor
 
@@ -9,7 +9,7 @@ from llm_forget.objectives._registry import objective
 
 @objective(paper="arXiv:2506.05314", needs={"logits"})
 def pdu(policy: Logprobs) -> Tensor:
-    """``(max - mean)^2`` of the logits at target positions: ``[B, T]``, squared logits; 0 for uniform distributions."""
+    """Return ``(max - mean)^2`` of the logits at target positions, ``[B, T]``. It is 0 for uniform distributions."""
     logits = at_targets(policy, "logits")  # [N, V]
     margin = logits.max(-1).values - logits.mean(-1)  # [N]
     return back(margin.square(), policy.mask)  # [B, T]

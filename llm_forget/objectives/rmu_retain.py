@@ -9,7 +9,10 @@ from llm_forget.objectives._registry import objective
 
 @objective(paper="arXiv:2403.03218", needs={"hidden_states"})
 def rmu_retain(policy: Logprobs, reference: Logprobs, *, layer: int | None = None) -> Tensor:
-    """``mean over H of (h - h_ref)^2`` at target positions: ``[B, T]``; 0 at the reference. ``layer`` as in `rmu`."""
+    """Return the mean over H of ``(h - h_ref)^2`` at target positions, ``[B, T]``. It is 0 at the reference.
+
+    h and h_ref are the outputs ``[H]`` of decoder layer ``layer`` of the policy and the reference, as in `rmu`.
+    """
     hidden = at_targets(policy, "hidden")  # [N, H]
     anchor = at_targets(reference, "hidden").detach()  # [N, H]
     return back((hidden - anchor).square().mean(-1), policy.mask)  # [B, T]

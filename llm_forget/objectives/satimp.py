@@ -1,4 +1,4 @@
-"""SatImp: gradient ascent weighted by saturation and importance of the token."""
+"""SatImp: gradient ascent in which tokens have a weight for saturation and a weight for importance."""
 
 from torch import Tensor
 
@@ -9,8 +9,9 @@ from llm_forget.objectives._registry import objective
 
 @objective(paper="arXiv:2505.11953")
 def satimp(policy: Logprobs, *, beta1: float = 5.0, beta2: float = 1.0) -> Tensor:
-    """``sg(p^beta1 (1 - p)^beta2) log p`` of each target token: ``[B, T]``, nats, <= 0; sg is stop-gradient.
-    ``beta2 = 0`` is `wga`; both 0 is `ga`.
+    """Return ``w log p`` of each target token, ``[B, T]``, nats, never above 0; ``w = p^beta1 (1 - p)^beta2``.
+
+    w is detached. ``beta2 = 0`` gives `wga`; ``beta1 = beta2 = 0`` gives `ga`.
     """
     logps = token_values(policy)  # [B, T]
     fixed = logps.detach()

@@ -11,8 +11,10 @@ from llm_forget.objectives._registry import objective
 
 @objective(paper="arXiv:2410.07163")
 def simnpo(policy: Logprobs, *, beta: float = 4.5, delta: float = 0.0) -> Tensor:
-    """``-(2/beta) log sigmoid(beta (L - delta))``: ``[B]``, nats; L is the mean NLL per target token of a sequence. It
-    tends to 0 as L rises above ``delta``. ``beta -> 0`` is gradient ascent on L up to a constant.
+    """Return ``-(2/beta) log sigmoid(beta (L - delta))``, ``[B]``, nats; L is a sequence's mean NLL per target token.
+
+    The value tends to 0 as L rises above ``delta``. For ``beta -> 0`` the loss tends to ``-L`` plus a constant, so it
+    is gradient ascent. Raise ConfigError if beta <= 0.
     """
     if beta <= 0:
         raise ConfigError(f"objective 'simnpo' needs beta above 0, not {beta}; its limit at 0 is 'ga'")

@@ -1,4 +1,4 @@
-"""UNDIAL: distil from the reference with a lowered logit of the gold token."""
+"""UNDIAL: distil from the reference after the logit of the gold token is lowered."""
 
 import torch
 from torch import Tensor
@@ -11,8 +11,9 @@ from llm_forget.objectives._vocabulary import cross_entropy
 
 @objective(paper="arXiv:2402.10052", needs={"logits"})
 def undial(policy: Logprobs, reference: Logprobs, *, beta: float = 10.0) -> Tensor:
-    """Cross-entropy of the policy to ``softmax(reference logits - beta onehot(gold))`` at target positions. Returns
-    ``[B, T]``, nats. ``beta = 0`` distils from the unchanged reference; ``beta -> inf`` forbids the gold token.
+    """Return the cross-entropy of the policy to ``softmax(reference logits - beta onehot(gold))``, ``[B, T]``, nats.
+
+    ``beta = 0`` distils from the unchanged reference. For ``beta -> inf``, the gold token has probability 0.
     """
     labels = policy.labels[policy.mask].unsqueeze(-1)  # [N, 1]
     teacher = at_targets(reference, "logits").detach()  # [N, V]

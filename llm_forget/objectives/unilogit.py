@@ -1,4 +1,4 @@
-"""Unilogit: self-distillation with the probability of the gold token set to that of a uniform distribution."""
+"""Unilogit: distil from the policy itself, with the probability of the gold token set to 1/V (V: vocabulary size)."""
 
 import math
 
@@ -12,8 +12,9 @@ from llm_forget.objectives._vocabulary import divergence, without_gold
 
 @objective(paper="arXiv:2505.06027", needs={"logits"})
 def unilogit(policy: Logprobs) -> Tensor:
-    """Reverse KL, ``KL(policy || q)``, at target positions: ``[B, T]``, nats; 0 where p(gold) = 1/V. q is the policy's
-    detached softmax with p(gold) set to 1/V and the other probabilities rescaled.
+    """Return the reverse KL, ``KL(policy || q)``, at target positions, ``[B, T]``, nats. It is 0 where p(gold) = 1/V.
+
+    q is the policy's own distribution, detached, with p(gold) set to 1/V and all other probabilities rescaled.
     """
     labels = policy.labels[policy.mask]  # [N]
     logits = at_targets(policy, "logits")  # [N, V]

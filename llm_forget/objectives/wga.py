@@ -9,7 +9,7 @@ from llm_forget.objectives._registry import objective
 
 @objective(paper="arXiv:2502.19301")
 def wga(policy: Logprobs, *, beta: float = 1.0) -> Tensor:
-    """``sg(p^beta) log p`` of each target token: ``[B, T]``, nats, <= 0; sg is stop-gradient. ``beta = 0`` is `ga`."""
+    """Return ``w log p`` of each target token, ``[B, T]``, nats; ``w = p^beta`` is detached. ``beta = 0`` is `ga`."""
     logps = token_values(policy)  # [B, T]
     weight = (beta * logps.detach()).exp()  # [B, T]
     return weight * logps

@@ -1,1 +1,1 @@
-"""Evidence of deletions: requests, a ledger of what was trained on which rows, versions of models, and certificates."""
+"""Evidence of deletions: requests, a ledger of the rows that each model learned or forgot, versions, certificates."""

@@ -1,8 +1,8 @@
 """Issue and verify the certificate of a closed deletion request, a JSON file signed with Ed25519.
 
-The signature covers the canonical JSON of the body and a fixed prefix, so signatures of other documents are refused.
-The public key in the file does not prove who issued it: verify with a key from another source. Verification of the file
-needs neither torch nor a model.
+The signature covers a fixed prefix and the canonical JSON of the body, so signatures of other documents are refused.
+The file contains the issuer's public key, but anyone can replace this key. Verify the file with a public key from
+another source. Verification needs neither torch nor a model.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 SCHEMA = "llm-forget certificate of deletion"
 VERSION = 1
-PURPOSE = b"llm-forget certificate of deletion 1\n"  # signed together with the body
+PURPOSE = b"llm-forget certificate of deletion 1\n"  # the prefix of the body in the signed bytes
 FILE = "certificate.json"
 MAX_BYTES = Certificate.MAX_BYTES
-COPIED = ("exactness", "artefacts", "method", "environment", "attacks")  # keys of facts.json
+COPIED = ("exactness", "artefacts", "method", "environment", "attacks")  # keys of facts.json in a certificate's body
 VERIFICATION = ("policy", "answer", "accepted_inconclusive", "measured_with", "models", "rules", "suites")
 ADVICE = "the signature is valid, but this version of llm-forget writes no such certificate"
 
@@ -102,7 +102,7 @@ def verify(
 
 
 def summary(body: Mapping[str, Any]) -> list[str]:
-    """Return a summary of a certificate as lines for a terminal."""
+    """Return lines that summarise the body of a certificate, for a terminal."""
     request, counts, verification = body["request"], body["request"]["counts"], body["verification"]
     attack = body["two_models"]
     auc = f"AUC {attack['auc']:.3f} (oracle {shown(attack['oracle'])})" if attack["measured"] else "not measured"
@@ -121,7 +121,7 @@ def summary(body: Mapping[str, Any]) -> list[str]:
 
 
 def _signed_body(file: Path, key: Path | str | None) -> dict[str, Any]:
-    """Read a certificate file and return its body. Raise EvidenceBroken if the file was changed after it was signed."""
+    """Read a certificate, verify its signature and return the body. Raise EvidenceBroken if the file was changed."""
     with file.open("rb") as opened:
         data = opened.read(MAX_BYTES + 1)
     try:
@@ -143,7 +143,7 @@ def _signed_body(file: Path, key: Path | str | None) -> dict[str, Any]:
 
 
 def _own_key(body: Mapping[str, Any]) -> str:
-    """Return the public key in a certificate as PEM text. Raise EvidenceBroken for any other text, such as a path."""
+    """Return the public key that a certificate contains. Raise EvidenceBroken if it is another text, such as a path."""
     public_key = body.get("public_key")
     if not isinstance(public_key, str):
         raise EvidenceBroken("it names no public key; give the issuer's with --key")
@@ -174,7 +174,7 @@ def _body(ledger: Ledger, request: Request, closed: Event, facts: Mapping[str, A
 
 
 def _request(ledger: Ledger, request_id: str, closed: Event) -> dict[str, Any]:
-    """Return the certificate's entry about a request. It is read from the ledger, since request.json can be edited."""
+    """Return the entry ``request`` of a certificate. It comes from the ledger, because request.json can be edited."""
     steps = [event for event in ledger.events("request") if event.body["request"] == request_id]
     last = {event.body["state"]: event for event in steps if event.seq < closed.seq}
     received = last["received"]
@@ -206,7 +206,7 @@ def _request(ledger: Ledger, request_id: str, closed: Event) -> dict[str, Any]:
 
 
 def _facts(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Rebuild the content of facts.json from a certificate, to compare its digest with that in the closing event."""
+    """Return the content of facts.json, rebuilt from a certificate. The closing event in the ledger has its digest."""
     after, verification = body["artefacts"]["after"], body["verification"]
     parts = {key: body[key] for key in COPIED}
     return {"run": after["name"], "weights": after["digest"], **parts, **verification}

@@ -1,6 +1,6 @@
-"""Compute the claims of a certificate that follow from its other entries, and check that all entries are consistent.
+"""Compute those claims of a certificate that follow from its other entries, and check that the claims are consistent.
 
-A signature shows who made a claim, not that it is true. `contradiction` therefore computes these claims again.
+A signature shows who made a claim, not that the claim is true. `contradiction` therefore computes the claims again.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,12 +15,15 @@ MATCHED = ("exact", "normalised", "same_text", "near_included")
 
 
 def deadline(due: str | None, closed: str) -> str:
-    """Return ``met`` or ``missed``, or ``none`` if the request had no due date. Dates are in UTC."""
+    """Return ``met`` or ``missed`` by the due date and the closing date in UTC, or ``none`` without a due date."""
     return "none" if due is None else "met" if closed[:10] <= due else "missed"
 
 
 def two_models(suites: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the result of the attack on the models before and after the deletion, or ``{"measured": False}``."""
+    """Return the result of the membership attack that compares the models before and after the deletion.
+
+    If no suite measured this attack, return ``{"measured": False}``.
+    """
     for name, suite in suites.items():
         for line_name, line in suite["metrics"].items():
             if metric_of(line).needs_target and line["value"] is not None:
@@ -45,15 +48,15 @@ ALWAYS = {
 
 
 def does_not_show(facts: Mapping[str, Any], request: Mapping[str, Any]) -> dict[str, str]:
-    """Return the caveats by key. Each caveat completes the sentence "The certificate does not show ...".
+    """Return the caveats of a certificate. Each one completes the sentence "The certificate does not show ...".
 
-    The keys never change.
+    The keys name the subjects of the caveats. They are the same in all releases.
     """
     return ALWAYS | _model_caveats(facts, request) | _attack_caveats(facts) | _evaluation_caveats(facts)
 
 
 def _model_caveats(facts: Mapping[str, Any], request: Mapping[str, Any]) -> dict[str, str]:
-    """Return the caveats about the models, the policies and the rows."""
+    """Return the caveats about the models, the policies and the rows, by key."""
     caveats = {}
     kind, after = facts["exactness"]["class"], facts["artefacts"]["after"]
     others = [e for e in request["verified"] if e["weights"] == after["digest"] and e["answer"] != "pass"]
@@ -91,7 +94,7 @@ def _model_caveats(facts: Mapping[str, Any], request: Mapping[str, Any]) -> dict
 
 
 def _attack_caveats(facts: Mapping[str, Any]) -> dict[str, str]:
-    """Return the caveats about the two-model attack and other attacks."""
+    """Return the caveats about the two-model attack and other attacks, by key."""
     attack = two_models(facts["suites"])
     caveats = {
         "two models": "Whether comparing this model with the model before reveals the rows: it was not measured."
@@ -108,7 +111,7 @@ def _attack_caveats(facts: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _evaluation_caveats(facts: Mapping[str, Any]) -> dict[str, str]:
-    """Return the caveats about what the suites measured."""
+    """Return the caveats about the suites (their answers, oracle, samples and overridden keys), by key."""
     caveats, suites = {}, facts["suites"].values()
     if denied := [
         f"{name} ({question}: no)"
@@ -129,7 +132,7 @@ def _evaluation_caveats(facts: Mapping[str, Any]) -> dict[str, str]:
 
 
 def contradiction(body: Mapping[str, Any]) -> str | None:
-    """Return a description of the first inconsistent claim of a certificate; None if all claims are consistent."""
+    """Return a description of the first claim that disagrees with other claims of a certificate, or None."""
     request, verification = body["request"], body["verification"]
     counts = request["counts"]
     if request["category"] not in CATEGORIES:
@@ -187,14 +190,17 @@ def _wrong_verdict(verification: Mapping[str, Any], attacks: Sequence[Mapping[st
 
 
 def _attacked_line(rule: Mapping[str, Any], attacks: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Return the line that a rule on an attack was applied to; None if no listed attack of its kind has that excess."""
+    """Return the metric line to which a rule about an attack was applied.
+
+    Return None if no attack of this kind in the certificate has the value of the rule as its excess.
+    """
     values = [attack["excess"].get(rule["line"]) for attack in attacks if attack["kind"] == rule["attack"]]
-    n_rows = 0 if rule["holds"] is None else rule["min_n"]  # a certificate does not state the rows of an attack
+    n_rows = 0 if rule["holds"] is None else rule["min_n"]  # a certificate lacks the row count of an attack
     return {"value": rule["value"], "ci": None, "n": n_rows} if rule["value"] in values else None
 
 
 def _answer(outcomes: Sequence[bool | None]) -> str:
-    """Return the answer of a policy from the outcomes of its rules, as `policy.outcome` does."""
+    """Return the answer of a policy for the outcomes of its rules (None: undetermined), as `policy.outcome` does."""
     if False in outcomes:
         return "fail"
     return "pass" if outcomes and all(outcomes) else "inconclusive"

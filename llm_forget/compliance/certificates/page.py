@@ -23,7 +23,7 @@ WEIGHTIEST = (
 
 
 def certificate_page(body: Mapping[str, Any]) -> str:
-    """Return a certificate as one HTML page that needs no other files. All content is escaped."""
+    """Return the body of a certificate as one HTML page that needs no other files. All content is escaped."""
     request = body["request"]
     sections = [part(body) for part in (_summary, _not_shown, _verdict, _numbers, _attacks, _made, _signed)]
     closed = f"closed {request['closed'][:10]}"
@@ -60,7 +60,7 @@ def _summary(body: Mapping[str, Any]) -> Section:
 
 
 def _merged(artefacts: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Return table rows about a merged model, the runs it was merged from, and the run that unlearned the data."""
+    """Return table rows (label, value) about a merged model, the merged runs, and the run that unlearned the rows."""
     merged, run = artefacts["merged"], artefacts["run"]
     sources = [f"{source['run']} x {source['scale']:g}, {source['weights']}" for source in merged["sources"]]
     rows: list[tuple[str, Any]] = [("merged by", f"{merged['combination']}, base precision {merged['base_precision']}")]

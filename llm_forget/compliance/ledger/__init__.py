@@ -1,1 +1,1 @@
-"""The hash-chained ledger of how models were trained, evaluated and published, and of which rows were deleted."""
+"""The hash-chained ledger. It records how models were trained, evaluated and published, and which rows were deleted."""

@@ -26,7 +26,7 @@ SCHEMA = (
     "PRIMARY KEY (seq, subject, record)) WITHOUT ROWID",
     "CREATE INDEX records_about ON records (subject, record, seq)",
 )
-# SQLite columns accept values of any type, and comparisons skip values of other types, so types are checked.
+# SQLite columns accept values of any type, and comparisons skip values of other types. So these queries check types.
 _WELL_FORMED = " AND ".join(
     f"typeof({name}) = 'blob' AND length({name}) = {HASH_BYTES}" for name in ("subject", "record")
 )
@@ -43,7 +43,7 @@ _TABLES = (
 
 @dataclass(frozen=True)
 class Event:
-    """An event of the ledger. ``previous`` is the digest of the event before it. Digests are written ``sha256:...``."""
+    """An event of the ledger. ``previous`` is the digest of the event before it. All digests start with ``sha256:``."""
 
     seq: int
     time: str
@@ -67,7 +67,7 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 def records_digest(connection: sqlite3.Connection, seq: int) -> dict[str, Any]:
-    """Return the number ``n`` and the SHA-256 of an event's sorted record hashes. A malformed hash gives ``n`` = -1."""
+    """Return count ``n`` and SHA-256 ``digest`` of an event's sorted record hashes; ``n`` is -1 if one is malformed."""
     digest, count = hashlib.sha256(), 0
     query = f"SELECT subject, record, {_WELL_FORMED} FROM records WHERE seq = ? ORDER BY subject, record"
     for subject, record, well_formed in connection.execute(query, (seq,)):
@@ -87,8 +87,8 @@ def now() -> str:
 def verify(folder: Path, stated: tuple[int, str] | None = None) -> tuple[int, str]:
     """Verify every event, record and database page of a ledger, and return the number and digest of its last event.
 
-    ``stated`` is the number and digest of an event from a signed head; the ledger must have this event.
-    Raises EvidenceBroken if the ledger was changed; the message names the first changed or missing event.
+    ``stated`` is the number and digest of the event in a signed head. The ledger must contain this event.
+    Raises EvidenceBroken if the ledger was changed. The message names the first changed or missing event.
     """
     with translate_sqlite_errors(folder), contextlib.closing(connect(folder / FILE)) as connection:
         connection.text_factory = bytes  # altered bytes may not be UTF-8
@@ -126,7 +126,7 @@ def _verify_events(connection: sqlite3.Connection, stated: tuple[int, str] | Non
 
 
 def _event(row: tuple[Any, ...], number: int) -> Event:
-    """Return the event in a row. Raise EvidenceBroken for a wrong number, wrong types or JSON that is not canonical."""
+    """Return a database row as an event. Raise EvidenceBroken for a wrong number or type, or JSON in another form."""
     seq, *texts, once, well_formed = row
     if seq != number:
         raise _broken(number, f"it is missing; the next one is {seq}")
@@ -145,7 +145,9 @@ def _event(row: tuple[Any, ...], number: int) -> Event:
 
 
 def _verify_tables(connection: sqlite3.Connection) -> None:
-    """Raise EvidenceBroken for what event digests do not cover: stray records, a changed schema and damaged pages."""
+    """Raise EvidenceBroken for changes that event digests do not reveal: records without an event, other tables or
+    indexes, and damaged pages.
+    """
     try:
         stray = connection.execute("SELECT MIN(seq) FROM records WHERE seq NOT IN (SELECT seq FROM events)").fetchone()
         tables = set(connection.execute(_TABLES))

@@ -1,4 +1,4 @@
-"""Summarise events of the ledger in one line each, safe to print in a terminal."""
+"""Summarise an event of the ledger in one line that is safe to print in a terminal."""
 
 import re
 from typing import Any
@@ -31,7 +31,7 @@ def event_summary(event: Event) -> str:
 
 
 def short_digest(digest: str) -> str:
-    """Return the text with each SHA-256 digest shortened to its first 12 hex digits."""
+    """Return a text in which each ``sha256:`` digest is shortened to its first 12 hex digits."""
     return re.sub(r"sha256:([0-9a-f]{12})[0-9a-f]{52}", r"\1", digest)
 
 

@@ -1,10 +1,11 @@
-"""``ledger.db``: a tamper-evident list of events about data and models. Each event has the digest of the one before it.
+"""``ledger.db``: a list of events about data and models, in which `verify` detects later changes.
 
-The digest of an event covers its number, time, kind, body, and the digest of the event before it.
+The digest of an event covers its number, time, kind, body, and the digest of the event before it. The list is thus a
+hash chain.
 
-The ids of records are stored as keyed hashes (see `subject_keys`). `verify` checks the whole file, but cannot detect
-that the newest events were removed or that the whole list was replaced. The signed head that `anchor` writes reveals
-both. Keep a copy of the signed head where the writers of the ledger have no access.
+The ids of records are stored as keyed hashes (see `subject_keys`). `verify` checks the whole file, but by itself cannot
+detect that the newest events were removed or that the whole list was replaced. The signed head that `anchor` writes
+reveals both. Keep a copy of the signed head where the writers of the ledger have no access.
 
 One process writes at a time (BEGIN IMMEDIATE). Events are ordered by number, not by time, since clocks can be set back.
 """
@@ -36,7 +37,7 @@ _NO_LEDGER = "there is no ledger in '{}'; create one with `llm-forget audit note
 
 
 class Ledger:
-    """The ledger of an evidence folder, as a context manager. Do not share it between threads or forked processes."""
+    """The open ledger of an evidence folder; a context manager. Do not share it between threads or forked processes."""
 
     def __init__(self, folder: Path, connection: sqlite3.Connection) -> None:
         self.folder = folder
@@ -45,7 +46,7 @@ class Ledger:
 
     @classmethod
     def open(cls, folder: Path, *, create: bool = False) -> Ledger:
-        """Open the ledger of a folder. ``create`` creates a missing folder (mode 0700) and ledger (mode 0600).
+        """Open the ledger of a folder. If ``create``, create a missing folder (mode 0700) or ledger (mode 0600).
 
         Raises:
             EvidenceError: no ledger exists, or it has another format number.
@@ -103,7 +104,8 @@ class Ledger:
 
         Args:
             body: JSON object, without ids or text of rows.
-            once: a digest that identifies the event. If an event of this kind has it already, return that one instead.
+            once: a digest that identifies the event. If an event of this kind has it already, that event is returned,
+                and nothing is added.
             records: (subject, record id) pairs that the event is about. They are read in batches.
 
         Raises:
@@ -124,7 +126,7 @@ class Ledger:
             return self._add(kind, body, once, None if first is None else chained([first], pairs))
 
     def _add(self, kind: str, body: dict[str, Any], once: str | None, pairs: Iterable[tuple[str, str]] | None) -> Event:
-        """Append an event inside the current transaction."""
+        """Append an event inside the current transaction and return it."""
         last, previous = self.head()
         full_body = dict(body) if once is None else {**body, "once": once}
         if pairs is not None:
@@ -136,7 +138,7 @@ class Ledger:
         return event
 
     def _note_records(self, seq: int, pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
-        """Insert the distinct record hashes of an event and return their digest. A temporary table sorts them."""
+        """Insert the distinct record hashes of an event and return their number and digest, see `records_digest`."""
         execute = self.connection.execute
         execute("CREATE TEMP TABLE IF NOT EXISTS incoming (subject BLOB, record BLOB, PRIMARY KEY (subject, record)) "
                 "WITHOUT ROWID")  # fmt: skip
@@ -155,7 +157,7 @@ class Ledger:
         return self._select(f"{where} ORDER BY seq", kinds)
 
     def about(self, subject: str, record: str | None = None) -> list[Event]:
-        """Return the events about a subject, or about one of its records; no events if the subject has no key."""
+        """Return the events about a subject, or about one of its records. If the subject has no key, return []."""
         with translate_sqlite_errors(self.folder):
             hashes = subject_keys.lookup(self.connection, subject, record) if self._attach(write=False) else None
         if hashes is None:
@@ -182,7 +184,7 @@ class Ledger:
                 yield record.hex()
 
     def matching_ids(self, seqs: Sequence[int], records: Iterable[str]) -> set[str]:
-        """Return the ids of ``records`` that occur in the given events. An id without a key never matches."""
+        """Return those of the record ids that the given events are about. An id without a key never matches."""
         hashes = set(self.record_hashes(seqs))
         matching_ids = set()
         with translate_sqlite_errors(self.folder):
@@ -194,7 +196,7 @@ class Ledger:
         return matching_ids
 
     def has_unlinked_records(self, seq: int) -> bool:
-        """Return whether an event has a record that lost its key, although no closed request deleted the record."""
+        """Return whether the key of a record of an event was destroyed, but no closed request deleted the record."""
         deleted = "SELECT 1 FROM records AS b JOIN events ON events.seq = b.seq WHERE kind = 'closed'"
         query = (
             f"SELECT DISTINCT subject FROM records AS a WHERE seq = ? AND NOT EXISTS ({deleted} "
@@ -205,7 +207,7 @@ class Ledger:
             return any(subject not in with_key for (subject,) in self.connection.execute(query, (seq,)))
 
     def head(self) -> tuple[int, str]:
-        """Return the number and digest of the newest event; for an empty ledger ``(0, GENESIS)``."""
+        """Return the number and digest of the newest event, or ``(0, GENESIS)`` if the ledger is empty."""
         with translate_sqlite_errors(self.folder):
             row = self.connection.execute("SELECT seq, digest FROM events ORDER BY seq DESC LIMIT 1").fetchone()
         return row or (0, GENESIS)
@@ -213,13 +215,13 @@ class Ledger:
     def verify(self, anchor: Path | None = None, public: Path | None = None) -> tuple[int, str]:
         """Verify the whole ledger and its signed head, and return the number and digest of the newest event.
 
-        ``anchor`` and ``public`` are copies of anchor.json and signing.pub to use instead of the files in the folder.
+        ``anchor`` and ``public`` are copies of anchor.json and signing.pub that replace the files in the folder.
         Raises EvidenceBroken, which names the first changed or missing event, or MissingFileError for a missing copy.
         """
         return chain.verify(self.folder, signed.read(self.folder, anchor, public))
 
     def anchor(self) -> Path:
-        """Verify the ledger and write its signed head, ``anchor.json``."""
+        """Verify the ledger, write its signed head to ``anchor.json``, and return the path."""
         return signed.write(self.folder, *self.verify())
 
     def destroy_keys(self, subjects: Iterable[str]) -> int:
@@ -239,13 +241,13 @@ class Ledger:
         return destroyed
 
     def count_linked(self, names: Iterable[str]) -> int:
-        """Return how many of the names are records of subjects that are not named. Those subjects still have keys."""
+        """Return how many names are records of a subject that is not named, whose key still links them to events."""
         with translate_sqlite_errors(self.folder):
             return subject_keys.count_linked(self.connection, names) if self._attach(write=False) else 0
 
     @contextlib.contextmanager
     def _writing(self, *, keyed: bool = False) -> Iterator[None]:
-        """Open one transaction on the ledger and, if ``keyed``, on keys.db."""
+        """Run a ``with`` block as one transaction on the ledger and, if ``keyed``, on keys.db."""
         with translate_sqlite_errors(self.folder):
             if keyed:
                 self._attach(write=True)

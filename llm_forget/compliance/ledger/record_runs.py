@@ -1,4 +1,4 @@
-"""Add the events of finished runs and merged models to the ledger. The kinds of events are:
+"""Add events about finished runs and merged models to the ledger. The kinds of events are:
 
 - ``training``: the run learned the records, as training rows of fine-tuning or as retain rows of unlearning.
 - ``unlearning``: the run was trained to forget the records.
@@ -6,7 +6,7 @@
 - ``merge``: the model was merged from other runs.
 
 Every event has ``weights``, the content digest of the model. Events of training and unlearning also have ``base``, the
-name and digest of the model that the run was trained from. `lineage` follows these digests to all training data.
+name and digest of the model that the run started from. `lineage` follows these digests back to all training data.
 """
 
 import hashlib
@@ -34,13 +34,14 @@ from llm_forget.models.merging.merge_report import KEYS, is_merged, read_merged
 def note_run(ledger: Ledger, run: str | Path | Run) -> list[Event]:
     """Add the events of a finished run, version or merged model to the ledger, each only once, and return them.
 
-    The last events are those of the models that its teacher read, since one of them learned the forget rows.
+    The events of the run's auxiliary models come last. They are added because one of these models, with which the
+    teacher was computed, learned the forget rows.
 
     Raises:
         RunError: the run is incomplete.
         EvidenceError: the run has no usable provenance.json, or a list of its row ids was changed.
         AdapterRefused: the weights were changed since the run wrote them.
-        FileNotFoundError: the base model is no longer at its path.
+        FileNotFoundError: the base model is not at its path any more.
     """
     folder = run.path if isinstance(run, Run) else Path(run)
     if is_merged(folder):
@@ -69,7 +70,7 @@ def note_run(ledger: Ledger, run: str | Path | Run) -> list[Event]:
 
 
 def weights_of(run: Run) -> str:
-    """Compare a run's model files with manifest.json, and return the content digest of the model and its base.
+    """Compare a run's model files with manifest.json, and return the content digest of the model, including its base.
 
     Raises AdapterRefused if a file was changed since the run wrote it, FileNotFoundError if the base model is missing.
     """
@@ -80,7 +81,7 @@ def weights_of(run: Run) -> str:
 
 
 def refuse_changed_files(folder: Path) -> None:
-    """Raise AdapterRefused if a file differs from its digest in manifest.json. Do nothing without manifest.json."""
+    """Raise AdapterRefused if a file that manifest.json lists is missing or has another digest than listed."""
     manifest = folder / "manifest.json"
     files = formats.read(manifest, Manifest, error=AdapterRefused).files if manifest.is_file() else {}
     for name, digest in files.items():
@@ -101,7 +102,7 @@ def _facts(run: Run) -> dict[str, Any]:
 
 
 def _about(run: Run, facts: dict[str, Any]) -> dict[str, Any]:
-    """Return the entries that all events of a run share: digests, names, numbers and settings, but no row ids."""
+    """Return the entries of the body that all events of a run share: digests, names, numbers, but no row ids."""
     base = facts["base"]
     return {
         "run": run.path.resolve().name,
@@ -117,9 +118,9 @@ def _about(run: Run, facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _pairs(run: Run, facts: dict[str, Any], splits: list[str]) -> Iterator[tuple[str, str]]:
-    """Yield (subject, row id) for each row of some splits that has a subject, and (row id, row id) for every row.
+    """Yield the pair (row id, row id) for each row of some splits and, if the row has a subject, (subject, row id).
 
-    The second pair makes a row its own subject, so that its id is enough to look it up.
+    The first pair makes a row its own subject, so that its id is enough to look it up.
     """
     for split in splits:
         for record, subject in ids_with_subjects(run, facts["data"][split]):
@@ -138,7 +139,7 @@ def ids_with_subjects(run: Run, split: dict[str, Any]) -> Iterator[tuple[str, st
 
 
 def _lines(run: Run, listed: dict[str, Any]) -> Iterator[str]:
-    """Yield the lines of a file of ids or subjects. At the end, raise EvidenceError if the file's digest differs."""
+    """Yield the lines of a file of ids or subjects. At the end, raise EvidenceError if the file has another digest."""
     path = run.path / listed["name"]
     content = hashlib.sha256()
     with path.open("rb") as file:
@@ -152,7 +153,7 @@ def _lines(run: Run, listed: dict[str, Any]) -> Iterator[str]:
 
 
 def note_results(ledger: Ledger, run: Run, about: dict[str, Any]) -> Event:
-    """Add a ``verification`` event for the results of a run. ``about`` has the name and content digest of the run."""
+    """Add a ``verification`` event for the results of a run. ``about`` has the run's name and content digest."""
     from llm_forget.evals.policy import is_current
     from llm_forget.evals.results_file import read_attacks, read_results
 
@@ -186,7 +187,11 @@ def note_merged(ledger: Ledger, folder: Path) -> list[Event]:
 
 
 def note_facts(ledger: Ledger, name: str, weights: str, facts: dict[str, Any], files: str) -> Event:
-    """Add a ``merge`` event and return it. If this merge has an event already, return that one."""
+    """Add the ``merge`` event of a merged model and return it. If the ledger has this event already, return that one.
+
+    ``facts`` are those of `Merged`, and ``files`` is the digest of its file digests.
+    Raises EvidenceError if one of the merged runs is not in the ledger.
+    """
     known_weights = {event.body.get("weights") for event in ledger.events(*MODEL_EVENTS)}
     if missing := [source["run"] for source in facts["sources"] if source["weights"] not in known_weights]:
         raise EvidenceError(

@@ -1,4 +1,4 @@
-"""Write and read ``anchor.json``, the signed number and digest of the newest event. It reveals a truncated ledger."""
+"""Write and read ``anchor.json``, the signed number and digest of the newest event, to detect a truncated ledger."""
 
 from pathlib import Path
 from typing import Any
@@ -13,20 +13,20 @@ from llm_forget.core.formats.evidence import SignedHead
 from llm_forget.core.strict_json import canonical
 
 FILE = "anchor.json"
-PURPOSE = "llm-forget ledger head"  # part of the signed content, so a signature of another kind of document is refused
+PURPOSE = "llm-forget ledger head"  # part of the signed content, so signatures of other documents are refused
 
 
 def write(folder: Path, seq: int, digest: str) -> Path:
-    """Sign and write the head of a verified ledger. Create the signing key if it does not exist."""
+    """Sign the head of a verified ledger, write it, and return the path. Create the signing key if it is missing."""
     unsigned = SignedHead(PURPOSE, SignedHead.FORMAT, seq, digest, now(), public_key(folder), signature="")
     formats.write(folder / FILE, replace(unsigned, signature=sign(folder, canonical(_body(unsigned)))))
     return folder / FILE
 
 
 def read(folder: Path, copy: Path | None = None, public: Path | None = None) -> tuple[int, str] | None:
-    """Verify a signed head and return the number and digest of its event; None if the folder has no signed head.
+    """Verify a signed head and return the number and digest of its event, or None if the folder has no signed head.
 
-    ``copy`` and ``public`` are copies of anchor.json and signing.pub to use instead of the files in the folder.
+    ``copy`` and ``public`` are copies of anchor.json and signing.pub that replace the files in the folder.
     Raises EvidenceBroken if the head is damaged or has another signer, MissingFileError if a given file does not exist.
     """
     path = copy or folder / FILE
@@ -45,5 +45,5 @@ def read(folder: Path, copy: Path | None = None, public: Path | None = None) -> 
 
 
 def _body(head: SignedHead) -> dict[str, Any]:
-    """Return the signed content: everything except the signature."""
+    """Return the content of a signed head without the signature. This is the content that is signed."""
     return {key: value for key, value in formats.plain(head).items() if key != "signature"}

@@ -1,4 +1,4 @@
-"""Sign evidence with an Ed25519 private key, and verify signatures with its public key.
+"""Sign evidence with an Ed25519 private key, and verify signatures with the public key.
 
 Anyone who can read ``signing.key`` can sign as its owner: keep it secret. Send ``signing.pub`` to verifiers separately
 from the evidence, since a forger could replace a key that is sent together with it.
@@ -54,7 +54,7 @@ def public_key(folder: Path) -> str:
 
 
 def fingerprint(public: str | bytes | Path) -> str:
-    """Return the SHA-256 (``sha256:...``) of a public key in DER form. Two keys are equal if their fingerprints are."""
+    """Return the SHA-256 (``sha256:...``) of a public key in DER form. Equal keys have equal fingerprints."""
     key = _public(public)
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
@@ -63,7 +63,7 @@ def fingerprint(public: str | bytes | Path) -> str:
 
 
 def sign(folder: Path, content: bytes) -> str:
-    """Return the Ed25519 signature (64 bytes) of ``content`` by the folder's key, in Base64."""
+    """Sign ``content`` with the key of an evidence folder, and return the Ed25519 signature (64 bytes) in Base64."""
     return base64.b64encode(signing_key(folder).sign(content)).decode("ascii")
 
 

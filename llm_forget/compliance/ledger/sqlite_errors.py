@@ -19,7 +19,7 @@ _NOT_WRITABLE = (
 
 @contextlib.contextmanager
 def translate_sqlite_errors(folder: Path) -> Iterator[None]:
-    """Translate the SQLite errors of a ``with`` block that reads or writes the evidence in ``folder``.
+    """Translate SQLite errors within a ``with`` block that reads or writes the evidence in ``folder``.
 
     Raises:
         OSError: no space is left (errno ENOSPC); nothing was added.
@@ -39,7 +39,7 @@ def translate_sqlite_errors(folder: Path) -> Iterator[None]:
 
 
 def is_damage(error: sqlite3.Error) -> bool:
-    """Return whether an error reports damaged content of a file. Failed access to a file is not damage."""
+    """Return whether an error reports that the content of a file is damaged, and not only that access failed."""
     return _code(error) not in (*_DISK, *_REFUSED, *_BUSY)
 
 

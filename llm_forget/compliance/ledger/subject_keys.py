@@ -1,8 +1,8 @@
-"""``keys.db`` (mode 0600): a random 32-byte key for each subject, with which the ledger hashes subjects and records.
+"""``keys.db`` (mode 0600) holds a random 32-byte key for each subject. With it, the ledger hashes subjects and records.
 
 The ledger stores the HMAC-SHA256 of each id, truncated to 16 bytes. Ids are often names, which can be guessed, but a
 guess can be compared with a hash only if the key is known. Destroying a key thus unlinks all events from its subject.
-``keys.db`` holds subjects only as hashes, too. The master key of these hashes is in this file only.
+``keys.db`` also stores subjects only as hashes. Their key, the master key, is in this file only.
 
 A destroyed key may survive in a backup or snapshot of ``keys.db``, so delete backups within the time allowed for
 erasure. It may also survive in freed disk blocks, and in old copies that a copy-on-write file system or an SSD keeps.
@@ -33,7 +33,7 @@ SCHEMA = (
 
 
 def attach(connection: sqlite3.Connection, folder: Path, *, write: bool) -> bool:
-    """Attach ``keys.db`` to a connection as ``keys`` and return whether it exists. ``write`` creates a missing file."""
+    """Attach ``keys.db`` to a connection as ``keys``, and return whether it exists. If ``write``, create it first."""
     path = folder / FILE
     if write:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
@@ -59,7 +59,7 @@ def attach(connection: sqlite3.Connection, folder: Path, *, write: bool) -> bool
 
 
 def hashes(connection: sqlite3.Connection, pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[bytes, bytes]]:
-    """Yield the hashes of each (subject, record id) pair of strings. A subject without a key gets a new one."""
+    """Yield (subject hash, record hash) for each pair (subject, record id). A subject without a key gets a new one."""
     master = _master(connection)
     pairs = iter(pairs)
     while batch := list(islice(pairs, _BATCH)):
@@ -78,7 +78,7 @@ def hashes(connection: sqlite3.Connection, pairs: Iterable[tuple[str, str]]) -> 
 
 
 def lookup(connection: sqlite3.Connection, subject: str, record: str | None) -> tuple[bytes, bytes | None] | None:
-    """Return the hashes of a subject and, if given, of one of its records; None if the subject has no key."""
+    """Return (subject hash, record hash), or None if the subject has no key. Without a record, its hash is None."""
     for key in _keys_by_name(connection, [_hash(_master(connection), subject)]).values():
         return _subject(key), None if record is None else _record(key, record)
     return None
@@ -90,7 +90,7 @@ def subjects_with_key(connection: sqlite3.Connection) -> set[bytes]:
 
 
 def destroy(connection: sqlite3.Connection, subjects: Iterable[str]) -> int:
-    """Destroy the keys of subjects and their records, and return the number of keys. After the commit, call `scrub`."""
+    """Destroy the keys of subjects and of their records, and return how many. Call `scrub` after the commit."""
     master = _master(connection)
     destroyed = 0
     for subject in subjects:
@@ -104,7 +104,7 @@ def destroy(connection: sqlite3.Connection, subjects: Iterable[str]) -> int:
 
 
 def count_linked(connection: sqlite3.Connection, names: Iterable[str]) -> int:
-    """Return how many of the names are records of subjects that are not named. Those subjects still have keys."""
+    """Return how many names are records of a subject that is not named, whose key still links them to events."""
     master = _master(connection)
     hashed_names = {_hash(master, name) for name in names}
     rows = connection.execute("SELECT subject, record FROM keys.owned")
@@ -112,7 +112,7 @@ def count_linked(connection: sqlite3.Connection, names: Iterable[str]) -> int:
 
 
 def scrub(connection: sqlite3.Connection, folder: Path) -> None:
-    """Overwrite the rollback journal, which may contain destroyed keys. Call this outside of a transaction."""
+    """Overwrite SQLite's rollback journal, which may contain destroyed keys. Call this outside of a transaction."""
     journal = folder / f"{FILE}-journal"
     # The lock keeps other writers away from the journal, and this transaction changes nothing, so it writes no journal.
     # Taking the lock also rolls back the transaction of a killed process.
@@ -156,6 +156,6 @@ def _record(key: bytes, record: str) -> bytes:
 
 
 def _hash(key: bytes, *words: str) -> bytes:
-    """Return the HMAC-SHA256 of words. Each word's length is hashed, too, so ``ab, c`` and ``a, bc`` differ."""
+    """Return the HMAC-SHA256 of words and their lengths. With the lengths, the hashes of (ab, c) and (a, bc) differ."""
     data = b"".join(len(word.encode()).to_bytes(8, "big") + word.encode() for word in words)
     return hmac.digest(key, data, "sha256")

@@ -1,4 +1,4 @@
-"""Collect what a certificate states about a run: names, digests, numbers and answers, but no ids or text of rows."""
+"""Collect the facts that a certificate states about a run: names, digests, numbers, answers. No ids or text of rows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SETTINGS = (
 def certificate_facts(
     evidence: ClosingEvidence, results: Mapping[str, Any], *, token: str, before: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Return models, method, environment, evaluation results and attacks for `CertificateFacts`.
+    """Return the entries of `CertificateFacts` about models, method, environment, evaluation results and attacks.
 
     Args:
         token: secret key for the digests of rows. A guess of the rows can be confirmed only with this key.
@@ -60,7 +60,7 @@ def _artefacts(evidence: ClosingEvidence, before: Mapping[str, Any] | None) -> d
 
 
 def _files(folder: Path) -> dict[str, str]:
-    """Return the digests of the weight and configuration files of a folder, by file name."""
+    """Return the digests of the safetensors and configuration files of a folder, by file name."""
     files = sorted(
         path for path in folder.iterdir() if path.suffix == ".safetensors" or path.name.endswith("config.json")
     )
@@ -68,7 +68,7 @@ def _files(folder: Path) -> dict[str, str]:
 
 
 def keyed_digest(token: str, digest: str) -> str:
-    """Return the HMAC of a digest. It can be compared with other digests only if the token is known."""
+    """Return the HMAC of a digest with the token as the key. Without the token, it cannot be compared with a digest."""
     return f"hmac-sha256:{hmac.new(token.encode(), digest.encode(), 'sha256').hexdigest()}"
 
 
@@ -115,7 +115,7 @@ def _suite(suite: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _attacks(evidence: ClosingEvidence, results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the attacks on the certified model, with the excess of each metric (see `attacks.excess`)."""
+    """Return each attack on the certified model: kind, suite, limit, and excess by metric (see `attacks.excess`)."""
     return [
         {
             "kind": attack["kind"],

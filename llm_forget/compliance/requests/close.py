@@ -1,7 +1,7 @@
-"""Close a deletion request with a run that unlearned (or never saw) its rows, was evaluated and passes a policy.
+"""Close a deletion request with an evaluated run that unlearned (or never saw) its rows and passes a policy.
 
-Closing copies the facts of the certificate to ``facts.json`` and adds the digest of that file to the ledger. The run
-may then be evaluated again, moved or deleted.
+Closing writes the facts for the certificate to ``facts.json`` and adds the digest of that file to the ledger. After
+that, the run may be evaluated again, moved or deleted.
 """
 
 from collections.abc import Mapping
@@ -42,19 +42,20 @@ def close(
     policy: str | Path = "default",
     reason: str | None = None,
 ) -> tuple[str, list[RuleResult]]:
-    """Apply a policy to a run, close the request if it passes, and return the policy's answer and each rule's result.
+    """Apply a policy to a run and close the request if the run passes. Return the policy's answer and the rule results.
 
     Args:
         request: an open request, or one that this run closed.
         run: a run that unlearned the rows, was retrained without them, or learned them and is subtracted in ``merged``.
-        merged: a folder that `merge` wrote from the run; it is evaluated and certified in place of the run. If the run
-            closed the request before, only the verification of the merged model is added to the ledger.
+        merged: a folder that `merge` wrote from the run. It must be evaluated, and is certified in place of the run. If
+            the run closed the request before, only the verification of the merged model is added to the ledger.
         policy: name of a shipped policy, or a file.
-        reason: why the answer *inconclusive* is accepted as well. It is published, so it must not name people.
+        reason: if given, the answer *inconclusive* also closes the request. The certificate contains this reason, so it
+            must not name people.
 
     Raises:
         RunError: the run is incomplete or was not evaluated.
-        EvidenceError: the run did not forget these rows, its weights or results do not match, the folder was not merged
+        EvidenceError: the run did not forget these rows, its results are of other weights, the folder was not merged
             from it, or the request was closed by another run.
         AdapterRefused: weights were changed since they were written.
     """
@@ -94,7 +95,10 @@ def close(
 def _close_again(
     ledger: Ledger, request: Request, event: Event, evidence: ClosingEvidence, policy: str | Path
 ) -> tuple[str, list[RuleResult]]:
-    """Complete an earlier closing by the same run, or verify a model that was merged from that run."""
+    """Complete an earlier closing by the same run, or apply the policy to a model that was merged from that run.
+
+    Return the policy's answer and the rule results, which are empty for the same run.
+    """
     _complete(request, event)
     if evidence.weights == event.body["weights"]:
         return event.body["answer"], []
@@ -109,7 +113,10 @@ def _close_again(
 
 
 def _check_rows(ledger: Ledger, request: Request, evidence: ClosingEvidence) -> None:
-    """Raise EvidenceError if a run is not about the request's rows. Add the runs it was trained from to the ledger."""
+    """Check that a run forgot, or never learned, the rows of a request. Add the runs it was trained from to the ledger.
+
+    Raise EvidenceError if the rows differ, or near-duplicates are listed without a decision.
+    """
     if request.rows["taken"] is None:
         raise EvidenceError(
             f"request {request.id} lists near-duplicates without a decision; list them with `llm-forget request show`, "
@@ -125,7 +132,7 @@ def _check_rows(ledger: Ledger, request: Request, evidence: ClosingEvidence) -> 
 
 
 def _refuse_remembered(results: Mapping[str, Any]) -> None:
-    """Raise EvidenceError if a suite found that the rows are not forgotten. A reason cannot override this."""
+    """Raise EvidenceError if a suite answers ``forgot: no``. The ``reason`` of `close` cannot override this."""
     verdicts = {name: suite["verdict"].get("forgot", {}) for name, suite in results["suites"].items()}
     failed = [name for name, verdict in verdicts.items() if verdict.get("answer") == "no"]
     if failed:
@@ -140,7 +147,7 @@ def _verification(evidence: ClosingEvidence, policy: str | Path, answer: str) ->
 
 
 def read_facts(request: Request, closed: Event) -> dict[str, Any]:
-    """Return the content of facts.json. Raise EvidenceBroken if it is missing or was changed after the closing."""
+    """Return the content of facts.json. Raise EvidenceBroken if it is missing, or was changed after the closing."""
     path = request.folder / FACTS
     advice = "restore it from a copy"
     if path.is_file():
@@ -155,12 +162,12 @@ def _once(request: Request) -> str:
 
 
 def _find_closing(ledger: Ledger, request: Request) -> Event | None:
-    """Return the event that closed a request, or None."""
+    """Return the event that closed a request, or None if the ledger has no such event."""
     return next((event for event in ledger.events("closed") if event.body.get("once") == _once(request)), None)
 
 
 def _complete(request: Request, event: Event) -> None:
-    """Add the event that closed a request to request.json, and delete the lists of rows."""
+    """Finish a closing after its event was added: record the event in request.json, and delete the lists of rows."""
     read_facts(request, event)
     if not request.closed:
         record_step(request, "closed", event, canonical_digest(event.body))
@@ -168,7 +175,7 @@ def _complete(request: Request, event: Event) -> None:
 
 
 def finish_closing(ledger: Ledger, request: Request) -> None:
-    """Complete the closing of a request if it was interrupted."""
+    """Finish the closing of one request if the process was interrupted after the event was added."""
     if request.closed:
         files.remove_row_lists(request)
     elif (event := _find_closing(ledger, request)) is not None:
@@ -176,7 +183,7 @@ def finish_closing(ledger: Ledger, request: Request) -> None:
 
 
 def finish_all_closings(ledger: Ledger) -> None:
-    """Complete every interrupted closing of a request."""
+    """Finish the interrupted closings of all requests."""
     for request in files.list_requests(ledger.folder):
         if not request.closed and _find_closing(ledger, request) is not None:
             with files.locked(request.folder / ".lock"):
@@ -184,7 +191,7 @@ def finish_all_closings(ledger: Ledger) -> None:
 
 
 def closing_event(ledger: Ledger, request: Request) -> Event:
-    """Return the event that closed a request; raise EvidenceError if the request is not closed."""
+    """Return the event that closed a request. Raise EvidenceError if the request is not closed."""
     event = _find_closing(ledger, request)
     if event is None or not request.closed:
         raise EvidenceError(
@@ -195,7 +202,7 @@ def closing_event(ledger: Ledger, request: Request) -> Event:
 
 
 def _base_runs(run: Path) -> list[Path]:
-    """Return the runs that a run was trained from, oldest first. The ledger needs their training rows."""
+    """Return up to 8 runs that a run was trained from, oldest first. The ledger needs their training rows."""
     base_runs: list[Path] = []
     while (folder := base_run(run)) is not None and len(base_runs) < 8:
         run = folder
@@ -204,12 +211,12 @@ def _base_runs(run: Path) -> list[Path]:
 
 
 def _row_events(request: Request) -> list[int]:
-    """Return the numbers of the events that recorded the rows of the request."""
+    """Return the numbers of the ledger events that hold the rows of a request."""
     return [step["seq"] for step in request.content["history"] if step["state"] in ("resolved", "decided")]
 
 
 def _exactness(ledger: Ledger, request: Request, evidence: ClosingEvidence) -> dict[str, str]:
-    """Return the class of the deletion and its description, see `CLASSES`."""
+    """Return ``class`` and ``why``: the class of the deletion and its description (see `CLASSES`)."""
     if kind_of(evidence.run).forgotten or evidence.subtracted:
         is_adapter = evidence.measured_run.adapter.is_dir()  # a merged adapter can no longer be removed
         name = "suppressed" if is_adapter else "approximate"
@@ -220,7 +227,7 @@ def _exactness(ledger: Ledger, request: Request, evidence: ClosingEvidence) -> d
 
 
 def _refuse_inexact(ledger: Ledger, request: Request, evidence: ClosingEvidence) -> None:
-    """Raise EvidenceError if a model in the history of a retrained model was trained on the rows."""
+    """Raise EvidenceError if a retrained model, or a model that it was trained from, learned or unlearned the rows."""
     note_run(ledger, evidence.run)
     if evidence.merged:
         note_run(ledger, evidence.merged.folder)
@@ -238,7 +245,7 @@ def _refuse_inexact(ledger: Ledger, request: Request, evidence: ClosingEvidence)
 
 
 def _refuse_trained_sources(ledger: Ledger, request: Request, evidence: ClosingEvidence) -> None:
-    """Raise EvidenceError if a merge has a source with a scale above 0 that was trained on the rows."""
+    """Raise EvidenceError if the certified merge adds (scale above 0) a run that was trained on the rows."""
     assert evidence.merged is not None
     for source in evidence.merged.facts["sources"]:
         training = [e.seq for e in ledger.events("training") if e.body["weights"] == source["weights"]]
@@ -250,9 +257,10 @@ def _refuse_trained_sources(ledger: Ledger, request: Request, evidence: ClosingE
 
 
 def _model_before(ledger: Ledger, request: Request, evidence: ClosingEvidence) -> dict[str, Any] | None:
-    """Return the model that knew the rows: the base, or for a retrained run the newest model trained on them.
+    """Return name and digest of the model that knew the rows, or None if the ledger has no such model.
 
-    Return None if the ledger has no such model.
+    For a run that forgot the rows, this is its base. For a retrained run, it is the newest model trained on the rows,
+    except auxiliary models.
     """
     if kind_of(evidence.run).forgotten or evidence.subtracted:
         base = evidence.run.provenance["base"]

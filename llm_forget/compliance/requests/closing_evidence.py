@@ -1,4 +1,4 @@
-"""Open the model that closes a deletion request (a run, or a model merged from it), and apply a policy to it."""
+"""Open and verify the model that closes a deletion request (a run or a model merged from it), and apply a policy."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ from llm_forget.models.merging.merge_report import Merged, is_merged, read_merge
 
 @dataclass(frozen=True)
 class ClosingEvidence:
-    """The run that closes a request. If a merged model is given, that model is certified in place of the run."""
+    """The run that closes a request. If ``merged`` is set, the merged model is certified in place of the run."""
 
-    run: Run  # unlearned the rows, was retrained without them, or learned them and is subtracted by the merge
+    run: Run  # it unlearned the rows, was retrained without them, or learned them and is subtracted in the merge
     run_weights: str  # content digest of the run's model
     merged: Merged | None = None
 
@@ -34,12 +34,12 @@ class ClosingEvidence:
 
     @property
     def subtracted(self) -> bool:
-        """Whether the merge subtracts the run, which had learned the rows (task arithmetic, arXiv:2212.04089)."""
+        """Whether the merge subtracts the run, which learned the rows (task arithmetic, arXiv:2212.04089)."""
         return self.merged is not None and (self.merged.scale_of(self.run_weights) or 0.0) < 0
 
     @property
     def measured_run(self) -> Run:
-        """The certified model and its evaluation results, as a run."""
+        """The folder with the certified model and its evaluation results, as a `Run`."""
         return Run(self.merged.folder) if self.merged else self.run
 
 
@@ -70,7 +70,7 @@ def closing_evidence(run: Path, merged: str | Path | None) -> ClosingEvidence:
 
 
 def apply_policy(evidence: ClosingEvidence, policy: str | Path) -> tuple[str, list[RuleResult], dict[str, Any]]:
-    """Apply a policy to the certified model; return its answer, the result of each rule, and the evaluation results.
+    """Apply a policy to the certified model. Return the answer, the result of each rule, and the evaluation results.
 
     Raises EvidenceError if the model was not evaluated, or if its results are of other weights or other rows.
     """
@@ -96,13 +96,16 @@ def apply_policy(evidence: ClosingEvidence, policy: str | Path) -> tuple[str, li
 
 
 def attacks_on(evidence: ClosingEvidence, results: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the attacks that count for the certified model, with the content of attack.json by folder name."""
+    """Return the current attacks on the certified model: the content of attack.json by folder name."""
     attacks = current_attacks(read_attacks(evidence.measured_run), results)
     return {**attacks, **_attacks_before_merging(evidence)} if evidence.merged else attacks
 
 
 def _attacks_before_merging(evidence: ClosingEvidence) -> dict[str, Any]:
-    """Return the attacks on the run, if it is all that was merged; the merged model then has its weights."""
+    """Return the current attacks on the run if it alone was merged, at scale 1, because then both models are equal.
+
+    Otherwise return {}.
+    """
     assert evidence.merged is not None
     merged_whole = len(evidence.merged.facts["sources"]) == 1 and evidence.merged.scale_of(evidence.run_weights) == 1
     if not merged_whole or not evidence.run.results_file.is_file():
@@ -111,7 +114,7 @@ def _attacks_before_merging(evidence: ClosingEvidence) -> dict[str, Any]:
 
 
 def _measuring_advice(run: Run, folder: Path) -> str:
-    """Return advice on how to evaluate a merged model if it has no results, or only results of other weights."""
+    """Return the end of an error message: how to evaluate a merged model without current results."""
     from llm_forget.workflows.merge import closed_request, evaluate_command
 
     if (request := closed_request(run.config)) is not None:
@@ -126,7 +129,7 @@ def _measuring_advice(run: Run, folder: Path) -> str:
 
 
 def _refuse_other_measured_rows(run: Run, rule_results: Sequence[RuleResult], results: Mapping[str, Any]) -> None:
-    """Raise EvidenceError if an unlearning run was evaluated on rows other than the rows that it unlearned."""
+    """Raise EvidenceError if an unlearning run was evaluated on other rows than it unlearned (option --forget)."""
     names = {rule.suite for rule in rule_results if rule.attack_name is None and rule.suite in results["suites"]}
     suites = {name: results["suites"][name] for name in sorted(filter(None, names))}
     overridden = [name for name, suite in suites.items() if "forget" in suite.get("overrides", ())]
@@ -138,7 +141,7 @@ def _refuse_other_measured_rows(run: Run, rule_results: Sequence[RuleResult], re
 
 
 def _refuse_other_weights(run: Run, results: Mapping[str, Any]) -> None:
-    """Raise EvidenceError if the evaluated weights, or their precision, are not those that the run has now."""
+    """Raise EvidenceError if the weights of the run, or their precision, changed since the evaluation."""
     from llm_forget.models.digest import run_identity
 
     if results["models"]["unlearned"] is None or run_identity(run).digest != results["models"]["unlearned"]["digest"]:

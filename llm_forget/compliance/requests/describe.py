@@ -1,4 +1,4 @@
-"""Describe a deletion request in lines that are safe to print in a terminal. The lines never show row contents."""
+"""Describe deletion requests in lines that are safe to print in a terminal. The lines never contain text of rows."""
 
 import shlex
 from pathlib import Path
@@ -31,7 +31,7 @@ def resolved(request: Request) -> str:
 
 
 def near(request: Request) -> list[str]:
-    """Return lines that list the near-duplicates and the decisions about them."""
+    """Return lines that list the near-duplicates of a request and mark those that will be forgotten."""
     rows = request.rows
     if not rows["near"]:
         return []
@@ -44,7 +44,7 @@ def near(request: Request) -> list[str]:
 
 
 def protected(evidence: Path, request: Request) -> list[str]:
-    """Return lines that list the protected rows among the rows and near-duplicates of a request."""
+    """Return lines that list those rows and near-duplicates of a request that `limits` protects."""
     rows = request.rows
     lines = []
     for row_id in limits.protected_among(limits.read(evidence), rows):
@@ -54,7 +54,10 @@ def protected(evidence: Path, request: Request) -> list[str]:
 
 
 def unlink_command(request: Request) -> list[str]:
-    """Return the command that unlinks the subjects of an open request. Closing the request deletes their names."""
+    """Return a line with the command that unlinks the subjects of an open request; no line without subjects.
+
+    Call this before the request is closed, because closing deletes the names of the subjects.
+    """
     rows = request.rows
     subjects = {rows["subjects"].get(row_id) for row_id, kind in rows["how"].items() if kind != "same text"} - {None}
     if not subjects:
@@ -75,7 +78,7 @@ def due(request: Request) -> str:
 
 
 def other_deleted_rows(ledger: Ledger, request: Request) -> list[str]:
-    """Return a warning if the model that closed a request contains rows that other requests deleted."""
+    """Return a warning line if the model that closed a request contains rows that other requests deleted."""
     from llm_forget.compliance.requests.close import closing_event
     from llm_forget.compliance.versions.deletion_check import Deletions
     from llm_forget.compliance.versions.versions import requests_of
@@ -89,7 +92,7 @@ def other_deleted_rows(ledger: Ledger, request: Request) -> list[str]:
 
 
 def published_copies(ledger: Ledger, request: Request) -> list[str]:
-    """Return a warning for each published model that contains the deleted rows."""
+    """Return a warning line for each published model that contains the deleted rows."""
     from llm_forget.compliance.versions.published_models import published_with_deleted_rows
 
     return [
@@ -100,7 +103,7 @@ def published_copies(ledger: Ledger, request: Request) -> list[str]:
 
 
 def teacher_remains(run: Path) -> list[str]:
-    """Return a warning for each model and file that a run's teacher left and that was made from the forget rows."""
+    """Return a warning line for each remaining model or file of a run's teacher that contains the forget rows."""
     finished = Run(run)
     lines = [
         f"warning: '{auxiliary.path}' was trained on the forget rows for the teacher and holds them; delete the folder "

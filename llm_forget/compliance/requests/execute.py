@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RequestPlan:
-    """The configuration and suites of a request's run, read from its recipe and overrides."""
+    """The configuration of the run for a request, and the suites that evaluate it."""
 
     data: DataConfig
     train: UnlearnConfig
@@ -37,8 +37,8 @@ def read_plan(request: Request, recipe: str, overrides: Sequence[str], suites: s
     """Read and validate the recipe and the suites of a request. No file is written.
 
     Args:
-        request: its id is appended to the recipe's ``output_dir``.
-        recipe: file or name of an `unlearn` recipe; the request replaces its ``forget`` and ``retain``.
+        request: the request; its id is appended to the recipe's ``output_dir``.
+        recipe: file or name of an `unlearn` recipe. The request replaces its ``forget`` and ``retain``.
         overrides: ``--key value`` words that override the recipe.
         suites: comma-separated suites; default: the recipe's.
 
@@ -72,7 +72,7 @@ def execute(
     *,
     say: Callable[[str], object] = print,
 ) -> str | None:
-    """Unlearn the rows of a request, evaluate the run, and return its path; None after a dry run.
+    """Unlearn the rows of a request, evaluate the run, and return its path. Return None after a dry run.
 
     An interrupted run is resumed. A run whose training is finished is only evaluated. Before this call, the caller must
     record which near-duplicates of the rows are unlearned too (`steps.decide`), and call `limits.enforce`.
@@ -122,7 +122,7 @@ def execute(
 def _estimate(ledger: Ledger, train: TrainConfig, rows: int) -> str:
     """Return the expected steps and time as text, such as ``about 12 steps, 9 s at the pace of run 'a'``.
 
-    The time is extrapolated from the newest finished run of a request.
+    The time is estimated from the seconds per step of the newest finished run of any request.
     """
     batch = train.per_device_train_batch_size * train.gradient_accumulation_steps
     steps = train.max_steps if train.max_steps > 0 else math.ceil(math.ceil(rows / batch) * train.num_train_epochs)

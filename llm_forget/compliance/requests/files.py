@@ -1,7 +1,7 @@
 """The folder of a deletion request: its permanent record, its lists of rows, and its lock.
 
-``request.json`` has counts, dates and digests. ``rows.json`` and the lists of ids have row ids. Only their owner can
-read these, and closing the request deletes them. No file has the text of a row.
+``request.json`` has counts, dates and digests. ``rows.json`` and the lists of ids have row ids: only the owner of these
+files can read them, and closing the request deletes them. No file has the text of a row.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ class Request:
 
     @property
     def state(self) -> str:
-        """The last step of the request. Amendments do not count."""
+        """The last step of the request, except amendments, or ``not received`` before the first step."""
         steps = [step["state"] for step in self.content["history"] if step["state"] != "amended"]
         return steps[-1] if steps else "not received"
 
@@ -84,7 +84,7 @@ def list_requests(evidence: Path) -> list[Request]:
 
 
 def refuse_open_requests(evidence: Path, names: Iterable[str]) -> None:
-    """Raise EvidenceError if an open request is about one of these subjects or records. Closing it needs their keys."""
+    """Raise EvidenceError if an open request is about one of these subjects or records: closing it needs their keys."""
     names = set(names)
     for request in list_requests(evidence):
         if request.closed:
@@ -103,7 +103,10 @@ def find_request(evidence: Path, request_id: str) -> Request:
 
 
 def create_request(root: Path, content: Mapping[str, Any], rows: Mapping[str, Any], last: int = 0) -> Request:
-    """Create a request folder atomically, numbered above ``last`` and all requests. The caller must hold the lock."""
+    """Create a request folder atomically and return the request. The caller must hold the lock of the requests.
+
+    The number of the request is above ``last`` and above the numbers of all existing requests.
+    """
     for leftover in root.glob(".*.new"):  # left by a killed process, with row ids
         shutil.rmtree(leftover, ignore_errors=True)
     temporary = root / f".{os.getpid()}-{secrets.token_hex(4)}.new"
@@ -125,7 +128,7 @@ def remove_row_lists(request: Request) -> None:
 
 
 def write_ids(folder: Path, split: str, ids: Sequence[str]) -> Path:
-    """Write ids to a text file, one a line, and return its path. The file name contains the digest of the ids."""
+    """Write ids to a text file, one per line, and return its path. The file name contains a digest of the ids."""
     digest = canonical_digest(list(ids)).removeprefix("sha256:")[:12]
     path = folder / f"{split}-{digest}.txt"
     write_atomic(path, "".join(f"{row_id}\n" for row_id in ids), private=True)
@@ -150,7 +153,9 @@ def request_number(folder: Path) -> int:
 
 @contextlib.contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold an exclusive lock on a file. If another process holds it, wait; with ``wait=False``, raise EvidenceError."""
+    """Hold the exclusive lock of a file within a ``with`` block. If another process holds the lock, wait for it or, if
+    ``wait`` is false, raise EvidenceError.
+    """
     import fcntl  # not on Windows
 
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

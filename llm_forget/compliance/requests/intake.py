@@ -27,7 +27,7 @@ def add(
     authorised_by: str | None = None,
     force: bool = False,
 ) -> tuple[Request, bool]:
-    """Create a request for matched rows, or amend the open request for the same rows. Return it and whether it is new.
+    """Create a request for matched rows, or amend the open request for the same rows.
 
     Args:
         source: the searched data, as in a recipe.
@@ -35,6 +35,7 @@ def add(
         authorised_by: a role, not the name of a person.
         force: accept a request that exceeds a quota of `limits`.
 
+    Returns the request, and whether it is new.
     Raises EvidenceError for an unknown category or role, an invalid date, or an exceeded quota.
     """
     if category not in files.CATEGORIES:
@@ -64,7 +65,7 @@ def add(
 
 
 def _create(ledger: Ledger, source: Any, match: MatchedRows, options: dict[str, Any]) -> Request:
-    """Create a request and record its first two steps. The caller must hold the lock."""
+    """Create a request, record its first two steps and return it. The caller must hold the lock of the requests."""
     rows = {
         "source": source,
         "how": match.kinds,
@@ -90,7 +91,7 @@ def _create(ledger: Ledger, source: Any, match: MatchedRows, options: dict[str, 
 
 @contextlib.contextmanager
 def locked_request(evidence: Path, request_id: str) -> Iterator[tuple[Ledger, Request]]:
-    """Open the ledger, lock a request, and complete its interrupted steps.
+    """Open the ledger, lock a request, complete its interrupted steps, and yield (ledger, request).
 
     Raises EvidenceError if the request does not exist or another process works on it.
     """
@@ -105,7 +106,7 @@ def locked_request(evidence: Path, request_id: str) -> Iterator[tuple[Ledger, Re
 
 
 def _is_same(request: Request, source: Any, match: MatchedRows, category: str) -> bool:
-    """Return whether an open request has the same rows, data and category."""
+    """Return whether an open request has the same data, category, rows and near-duplicates as a new one."""
     rows, content = request.rows, request.content
     return (
         (rows["source"], content["data"]["digest"], content["category"]) == (source, match.digest, category)

@@ -1,4 +1,4 @@
-"""Limits of deletion requests, which the owner of an evidence folder writes to its ``limits.yaml``::
+"""Limits of deletion requests. The owner of an evidence folder writes them to its ``limits.yaml``::
 
     protected: [safety.jsonl, {path: data.jsonl, ids: keep.txt}]   # rows that a request removes only with a reason
     max_share: 0.2                           # share of a data set that its open requests may remove together
@@ -6,7 +6,8 @@
     authorised_by: [privacy office, legal]   # roles, one of which must authorise a request before it is run or closed
 
 ``protected`` lists data sources, as in a recipe. A row is protected if its normalised content equals that of a row in
-these sources. Its id does not matter. The evidence holds no copy of these rows. Every exception is a ledger event.
+these sources, regardless of its id. The evidence holds no copy of these rows. Every permission to remove protected rows
+is a ledger event.
 """
 
 from collections.abc import Iterable, Mapping
@@ -25,7 +26,7 @@ LONGEST = 500  # characters of a reason or a role
 
 @dataclass(frozen=True)
 class Limits:
-    """The content of limits.yaml; by default nothing is limited."""
+    """The content of limits.yaml. Without values, nothing is limited."""
 
     protected: tuple[Any, ...] = ()
     max_share: float | None = None
@@ -34,7 +35,7 @@ class Limits:
 
 
 def read(evidence: Path) -> Limits:
-    """Read limits.yaml. Raise EvidenceError if it is not valid YAML, or has an unknown key or an invalid value."""
+    """Return the limits in limits.yaml. Raise EvidenceError for invalid YAML, an unknown key or an invalid value."""
     import yaml
 
     path = evidence / FILE
@@ -66,9 +67,9 @@ def read(evidence: Path) -> Limits:
 
 
 def exceeded_quota(limits: Limits, match: MatchedRows, open_requests: Iterable[Request]) -> str | None:
-    """Describe the quota that a new request and the open ones exceed together, or return None.
+    """Return an error text about the quota that a new request and all open ones exceed together, or None.
 
-    Near-duplicates count, too, since a person may include them later.
+    Near-duplicates are counted as well, because a person may include them later.
     """
     row_ids = {*match.kinds, *(entry.id for entry in match.near)}
     all_rows = len(row_ids)
@@ -88,7 +89,7 @@ def exceeded_quota(limits: Limits, match: MatchedRows, open_requests: Iterable[R
 
 
 def one_line(text: str, option: str) -> str:
-    """Return the stripped reason or role. Raise EvidenceError if it is empty, too long, or not one printable line."""
+    """Return a stripped reason or role. Raise EvidenceError if it is empty, too long, or not one printable line."""
     if not text.strip() or len(text) > LONGEST or not text.isprintable():
         raise EvidenceError(f"{option} needs 1 to {LONGEST} printable characters in one line, and no names of people")
     return text.strip()
@@ -103,7 +104,7 @@ def check_role(limits: Limits, text: str) -> str:
 
 
 def protected_among(limits: Limits, rows: Mapping[str, Any]) -> list[str]:
-    """Return the ids of rows and near-duplicates in a request's rows.json that have the content of a protected row.
+    """Return the ids of the protected rows among the rows and near-duplicates in ``rows``, the content of rows.json.
 
     Raises DataError or MissingFileError if the protected rows cannot be read.
     """

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 BATCH = 10_000  # rows converted to Python objects at a time
-MATCH_KINDS = ("exact", "normalised", "same text")  # "same text": same content as a row that matched
+MATCH_KINDS = ("exact", "normalised", "same text")  # "same text": the row has the content of a matched row
 IDS_BYTES = 1 << 26
-# Letters of other alphabets that look like Latin letters; no Unicode normal form unifies the two.
+# Letters of other alphabets that look like Latin letters. Unicode normalisation does not map them to Latin letters.
 _LOOK_ALIKES = str.maketrans("авекмнорстухіјѕԁһԛԝαβεικνορτυχω", "abekmhopctyxijsdhqwabeikvoptuxw")
 
 RowContent = tuple[str, str | None, str]  # id, subject, content
@@ -34,10 +34,10 @@ RowContent = tuple[str, str | None, str]  # id, subject, content
 class MatchedRows:
     """Ids and digests of the rows that a request matched, without their content."""
 
-    kinds: dict[str, str]  # by id of a matched row: one of `MATCH_KINDS`
-    subjects: dict[str, str]  # by id: the subject of the row, if it has one
-    near: tuple[NearDuplicate, ...]  # rows that a person must decide about
-    content_digests: dict[str, str]  # by id: digest of the content, for matched rows and near-duplicates
+    kinds: dict[str, str]  # id of a matched row: one of `MATCH_KINDS`
+    subjects: dict[str, str]  # id: subject of the row, if it has one
+    near: tuple[NearDuplicate, ...]  # similar rows, about which a person must decide
+    content_digests: dict[str, str]  # id of a matched row or near-duplicate: digest of its content
     total: int  # number of rows in the data
     digest: str  # digest of the ids and contents of all rows of the data
 
@@ -128,12 +128,12 @@ def _read_structured(path: Path) -> Any:
 
 
 def look_alike_form(text: str) -> str:
-    """Return the normalised text, with letters of other alphabets replaced by the Latin letters that they look like."""
+    """Return a text normalised, with letters of other alphabets replaced by the Latin letters that look like them."""
     return normalise_text(text).translate(_LOOK_ALIKES)
 
 
 def row_contents(table: Dataset, field: str = "subject") -> Iterator[RowContent]:
-    """Yield id, subject and content of every row of a table that `load_source` returned."""
+    """Yield (id, subject or None, content) for every row of a table that `load_source` returned."""
     columns = [name for name in dict.fromkeys(("id", field, *FIELDS)) if name in table.column_names]
     for batch in table.select_columns(columns).with_format("arrow").iter(batch_size=BATCH):
         for row in batch.to_pylist():
@@ -217,7 +217,7 @@ def _by_content(rows: Iterator[RowContent], contents: Sequence[str]) -> dict[str
 def _with_duplicates(
     rows: Callable[[], Iterator[RowContent]], match_kinds: dict[str, str], look_alikes: list[NearDuplicate], near: float
 ) -> MatchedRows:
-    """Return the matched rows, all other rows with the same content as one of them, and the near-duplicates."""
+    """Add rows with the same content and near-duplicates to the matched rows, and return all as `MatchedRows`."""
     matched_rows = [(row_id, text) for row_id, _, text in rows() if row_id in match_kinds]
     texts = {normalise_text(text) for _, text in matched_rows}
     same = [row_id for row_id, _, text in rows() if row_id not in match_kinds and normalise_text(text) in texts]

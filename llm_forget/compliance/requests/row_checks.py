@@ -1,7 +1,7 @@
-"""Check, by id and by content, that a run unlearned all rows of a request and learned none of them.
+"""Check, by id and by content, that a run unlearned all rows of a request and did not learn any of them.
 
 Ids are read from provenance.json. Contents are read again from the run's data sources, so the check cannot detect data
-that was edited for the training and then restored.
+that were edited for the training and restored afterwards.
 """
 
 from typing import Any
@@ -16,9 +16,9 @@ from llm_forget.core.run_kinds import kind_of
 
 
 def refuse_other_rows(ledger: Ledger, request: Request, run: Run, weights: str) -> None:
-    """Raise EvidenceError if a run learned a row of a request, or if an unlearning run did not unlearn all of its rows.
+    """Raise EvidenceError if a run learned a row of a request, or is an unlearning run that did not unlearn every row.
 
-    ``weights`` is the content digest of the run's model. Rows that cannot be read raise EvidenceError as well.
+    ``weights`` is the content digest of the run's model. If the rows of the run cannot be read, raise EvidenceError.
     """
     requested = set(request.ids())
     data = run.provenance.get("data") if run.provenance_file.is_file() else None
@@ -43,7 +43,7 @@ def refuse_other_rows(ledger: Ledger, request: Request, run: Run, weights: str) 
 
 
 def refuse_other_subtracted_rows(request: Request, run: Run) -> None:
-    """Raise EvidenceError if a run that a merge subtracts did not learn all rows of a request, with their content."""
+    """Raise EvidenceError if a run, which a merge subtracts, did not learn every row of a request with its content."""
     digests = request.rows["said"]
     data = run.provenance.get("data") if run.provenance_file.is_file() else None
     learned = _ids(run, data.get("train")) if isinstance(data, dict) else set()
@@ -61,13 +61,15 @@ def refuse_other_subtracted_rows(request: Request, run: Run) -> None:
 
 
 def _executed(ledger: Ledger, request: Request, weights: str) -> bool:
-    """Return whether `request run` trained this model. That command compares all data before the training."""
+    """Return whether `request run` trained this model. That command compares all contents before it trains."""
     about = {"request": request.id, "state": "executed", "weights": weights}
     return any(about.items() <= event.body.items() for event in ledger.events("request"))
 
 
 def _refuse_other_contents(request: Request, run: Run) -> None:
-    """Raise EvidenceError if a run unlearned other contents under the requested ids, or learned requested contents."""
+    """Raise EvidenceError if a run unlearned other contents under the requested ids, or learned the requested contents
+    under other ids.
+    """
     digests = request.rows["said"]
     requested = {row_id: digests[row_id] for row_id in request.ids()}
     for split in kind_of(run).forgotten:

@@ -32,7 +32,10 @@ if TYPE_CHECKING:
 def advance(
     ledger: Ledger, request: Request, state: str, body: Mapping[str, Any], *, records: bool = False
 ) -> dict[str, Any]:
-    """Add a step to the ledger, then to the request's history, and return it. Repeating the last step adds nothing."""
+    """Add a step to the ledger, then to the request's history, and return the step. The last step is not added twice.
+
+    ``body`` has further keys of the event. If ``records``, the event is about the rows of the request.
+    """
     history = request.content["history"]
     event_body, digest = _event_body(request, state, body)
     if history and history[-1]["said"] == digest:
@@ -43,7 +46,7 @@ def advance(
 
 
 def record_step(request: Request, state: str, event: Event, body_digest: str) -> dict[str, Any]:
-    """Add an event of the ledger to the request's history."""
+    """Add an event of the ledger to the request's history in request.json, and return the new step."""
     step = {"state": state, "time": event.time, "seq": event.seq, "digest": event.digest, "said": body_digest}
     request.content["history"].append(step)
     formats.write(request.folder / FILE, request.content, DeletionRequest)
@@ -51,7 +54,7 @@ def record_step(request: Request, state: str, event: Event, body_digest: str) ->
 
 
 def amend(ledger: Ledger, request: Request, changes: Mapping[str, Any]) -> None:
-    """Change ``due``, ``authorised_by`` or ``allow_protected`` of an open request. Add an event if a value differs."""
+    """Set ``due``, ``authorised_by`` or ``allow_protected`` of an open request. If a value changes, add an event."""
     if changed := {key: value for key, value in changes.items() if request.content.get(key) != value}:
         request.content |= changed
         advance(ledger, request, "amended", changed)
@@ -75,7 +78,8 @@ def allow_protected(ledger: Ledger, request: Request, reason: str) -> None:
 
 
 def decide(ledger: Ledger, request: Request, choice: str | None) -> None:
-    """Record which near-duplicates to forget: ``all``, ``none`` or comma-separated ids. None keeps an earlier decision.
+    """Record which near-duplicates to forget. ``choice`` is ``all``, ``none``, comma-separated ids, or None to keep an
+    earlier decision.
 
     Raises EvidenceError if near-duplicates exist without a decision, or an id is not one of them.
     """
@@ -97,9 +101,9 @@ def decide(ledger: Ledger, request: Request, choice: str | None) -> None:
 def write_lists(ledger: Ledger, request: Request, table: Dataset) -> tuple[dict[str, Any], int]:
     """Write the lists of ids to forget and to retain. Rows that earlier requests deleted are not retained.
 
-    ``table`` has the rows of the request's source, loaded as the run will load them. Returns the sources ``forget`` and
-    ``retain`` for the recipe, and the number of rows deleted earlier. Raises EvidenceError if the data changed since it
-    was searched, or no row is left to retain.
+    ``table`` has the rows of the request's source, loaded as the run will load them. Returns a dict with the sources
+    ``forget`` and ``retain`` for the recipe, and the number of rows deleted earlier. Raises EvidenceError if the data
+    changed since they were searched, or no row is left to retain.
     """
     from llm_forget.compliance.requests.matching import data_digest, row_contents
 
@@ -129,7 +133,7 @@ def write_lists(ledger: Ledger, request: Request, table: Dataset) -> tuple[dict[
 
 
 def begin_attempt(ledger: Ledger, request: Request, attempt: Mapping[str, Any]) -> bool:
-    """Record that a recipe is about to run. Return False if a finished run of the same attempt exists.
+    """Record that a training run starts, and return True. Return False if this attempt already has a finished run.
 
     ``attempt`` has ``output_dir``, and as ``digest`` the digest of all settings that affect the training.
     Raises EvidenceError if the request is closed.
@@ -155,7 +159,7 @@ def mark_executed(ledger: Ledger, request: Request, body: Mapping[str, Any]) -> 
 
 
 def days_left(request: Request, today: date | None = None) -> int | None:
-    """Return the days until a request is due, negative if overdue. Return None if it is closed or has no due date."""
+    """Return the days until a request is due (negative if overdue), or None if it is closed or has no due date."""
     due = request.content["due"]
     return (date.fromisoformat(due) - (today or datetime.now(UTC).date())).days if due and not request.closed else None
 
@@ -179,7 +183,7 @@ def _event_body(request: Request, state: str, body: Mapping[str, Any]) -> tuple[
 
 
 def count_matches(rows: Mapping[str, Any], of: int) -> dict[str, int]:
-    """Return the counts of matches in the content of rows.json. ``of`` is the number of rows in the data."""
+    """Return the counts (see `RowCounts`) of the content of rows.json. ``of`` is the number of rows in the data."""
     match_kinds, included = list(rows["how"].values()), rows["taken"] or []
     listed_near = len(rows["near"])
     return {
@@ -193,7 +197,9 @@ def count_matches(rows: Mapping[str, Any], of: int) -> dict[str, int]:
 
 
 def _chosen_ids(near: Sequence[str], choice: str | None, request_id: str) -> list[str]:
-    """Return the ids of the near-duplicates that a choice includes. Raise EvidenceError for an invalid choice."""
+    """Return the ids of the near-duplicates that a choice selects. Raise EvidenceError for an invalid choice, and for
+    None if there are near-duplicates.
+    """
     if choice is None and near:
         raise EvidenceError(
             f"{row_count(len(near))} of the data may be copies of rows of request {request_id}; list them with "

@@ -1,1 +1,1 @@
-"""Keep versions of a model, switch between them, roll back and purge."""
+"""Versions of a model in an evidence folder: add and list them, switch between them, roll back and purge."""

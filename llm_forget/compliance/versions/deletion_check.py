@@ -5,13 +5,14 @@ The history of a version is the run that produced it, the run that produced its 
 
 1. The version learned the record: a run in its history was trained on the record (fine-tuning, or retain rows of
    unlearning), and no later run in that history was trained to forget it.
-2. The version must have known the record: another run unlearned the record from this version, from an ancestor, or from
-   a model trained from one of these, and no run in the version's own history was trained to forget it. A base from the
-   Hub is therefore assumed to contain a record that was unlearned from it. If a fine-tuning taught the record, the
-   models before that fine-tuning are not assumed to contain it.
+2. The version must have known the record. If a run unlearned the record from a model, this model and all models that it
+   was trained from are assumed to have known it. The rule holds if the version is one of these models or was trained
+   from one, and no run in its own history was trained on the record or trained to forget it. A base from the Hub is
+   thus assumed to contain a record that was unlearned from it. If a fine-tuning taught the record, the models before
+   that fine-tuning are not assumed to have known it.
 
-Example: U1 unlearned A from a target T, and U2 unlearned B from U1. U1 does not contain A, although T was trained on A.
-After B is deleted, T and U1 contain that deletion and U2 does not.
+Example: U1 unlearned record A from a target T, and U2 unlearned record B from U1. U1 does not contain A, although T was
+trained on A. After the deletion of B is closed, T and U1 contain this deletion, and U2 does not.
 
 A merge of one run at scale 1 is treated like the run. These rules apply to other merges:
 
@@ -23,16 +24,16 @@ A merge of one run at scale 1 is treated like the run. These rules apply to othe
 6. A verification of the merge's own weights overrides rules 3 to 5. After *pass*, the merge has forgotten the records
    of the verified request. If the last answer was *fail*, the merge contains the records that rule 4 calls forgotten.
 
-Limits: a model without an event in the ledger is assumed to contain only what rule 2 implies. Events about records
-whose keys were destroyed (`audit unlink`) cannot be compared with later events. A model therefore **cannot be judged**
-(`Deletions.unjudged`) if its history has one of these runs:
+Limits: a model without an event in the ledger is assumed to contain only the records that rule 2 implies. Events about
+records whose keys were destroyed (`audit unlink`) cannot be compared with later events. A model **cannot be judged**
+(`Deletions.unjudged`: it is unknown whether it contains deleted data) if its history has one of these runs:
 
 - A run that finished before keys of deleted records were destroyed, and was added to the ledger afterwards.
 - A run with records whose keys were destroyed although no closed request deleted them. If a record first appears in the
   ledger after this destruction and is then deleted, it may be a record of the run under a new key.
 
-A run trained after keys were destroyed is trusted: the rows must have been removed from its data. These rules do not
-measure how well a run forgot; its verification and the certificate do.
+A run that was trained after keys were destroyed is trusted: its data must not contain the deleted rows any more. These
+rules do not measure how well a run forgot. The verification of the run and the certificate measure this.
 """
 
 from collections.abc import Sequence
@@ -47,14 +48,14 @@ from llm_forget.compliance.versions.deletion_state import Histories, Seqs, State
 
 @dataclass(frozen=True)
 class Unjudged:
-    """Why it cannot be determined whether a model contains deleted data."""
+    """The reason why it is unknown whether a model contains deleted data."""
 
-    run: str  # the run in its history whose records cannot be compared
-    keys: int  # keys destroyed after the run finished and before it was added to the ledger
-    early: bool = False  # the run was added before keys were destroyed, and a deletion was closed afterwards
+    run: str  # name of the run in the model's history whose records cannot be compared
+    keys: int  # number of keys that were destroyed after the run finished and before it was added to the ledger
+    early: bool = False  # if true, the run was added before keys were destroyed, and a deletion was closed after it
 
     def sentence(self) -> str:
-        """Return the reason as the part of a sentence that follows the model's name."""
+        """Return the reason as the part of an error sentence that follows the name of the model."""
         if self.early:
             return (
                 f"cannot be judged: keys of rows of run '{self.run}' were destroyed without a closed request about "
@@ -75,12 +76,15 @@ class Deletions:
         self._histories = Histories(ledger)
 
     def contained_in(self, weights: str) -> list[Event]:
-        """Return the closed deletions that a model contains, oldest first. ``weights``: content digest of the model."""
+        """Return the events of the closed deletions that a model contains, oldest first.
+
+        ``weights`` is the content digest of the model.
+        """
         contained = {seq for about in self._first_seqs if self._histories.holds(weights, about) for seq in about}
         return [event for event in self._closed if event.seq in contained]
 
     def unjudged(self, weights: str) -> Unjudged | None:
-        """Return the first reason why a model cannot be judged (see the module); None if the model can be judged."""
+        """Return the first reason why a model cannot be judged (see the module), or None if it can be judged."""
         first = min((event.seq for event in self._closed), default=None)
         if first is None:
             return None
@@ -93,7 +97,7 @@ class Deletions:
         return self._unlinked_before(weights)
 
     def _unlinked_before(self, weights: str) -> Unjudged | None:
-        """Return the first run that may have learned a deleted record under an earlier key that was destroyed."""
+        """Return a reason for the first run that may have learned a deleted record under a key that was destroyed."""
         erased = [event.seq for event in self._ledger.events("erasure")]
         last = {
             about: max((seq for seq in erased if seq < first), default=0) for about, first in self._first_seqs.items()
@@ -115,10 +119,10 @@ class Deletions:
 
 
 def record_groups(ledger: Ledger, seqs: Sequence[int], histories: Histories) -> dict[Seqs, int]:
-    """Group the records of the given events: records are in one group if the same events of ``histories`` name them.
+    """Group the records of the given events. Records in the same events of ``histories`` are in one group.
 
-    The key of a group is the set of the numbers of these events. The value is the number of the first ledger event
-    that names the records. If records of a group have different first events, the value is the highest number.
+    Return a dict. The key of a group is the set of the numbers of these events. The value is the number of the first
+    ledger event with the records of the group, or the highest such number if the records have different first events.
     """
     # CROSS JOIN makes SQLite read the few given records first, and then all events about them.
     query = (
@@ -137,6 +141,6 @@ def record_groups(ledger: Ledger, seqs: Sequence[int], histories: Histories) -> 
 
 
 def holds_any_record(ledger: Ledger, weights: str, seqs: Sequence[int]) -> bool:
-    """Return whether a model contains a record of the given events."""
+    """Return whether a model contains at least one record of the events with the numbers ``seqs``."""
     histories = Histories(ledger)
     return any(histories.holds(weights, about) for about in record_groups(ledger, seqs, histories))

@@ -1,4 +1,4 @@
-"""Apply the rules of `deletion_check` to the events of the ledger."""
+"""Determine from the events of the ledger which models contain a record, by the rules of `deletion_check`."""
 
 import enum
 from collections.abc import Iterable, Iterator
@@ -8,12 +8,12 @@ from llm_forget.compliance.ledger.chain import MODEL_EVENTS, Event
 from llm_forget.compliance.ledger.ledger import Ledger
 from llm_forget.compliance.versions.lineage import events_by_model, parents
 
-Seqs = frozenset[int]  # numbers of the events that are about a record
+Seqs = frozenset[int]  # numbers of the events about a record; they represent the record here
 ROUNDING = 1e-9
 
 
 class State(enum.Enum):
-    """State of a record in a model after the last event about it in the model's history; UNTOUCHED: no such event."""
+    """Whether the last event about a record in a model's history taught or unlearned it. UNTOUCHED: no such event."""
 
     LEARNED = "learned"
     FORGOTTEN = "forgotten"
@@ -21,7 +21,10 @@ class State(enum.Enum):
 
 
 class Histories:
-    """The histories of all models, read from the ledger once to check many models and records."""
+    """The histories of all models in a ledger, read once to check many models and records.
+
+    In all methods, ``weights`` is the content digest of a model, and ``about`` has the events about a record.
+    """
 
     def __init__(self, ledger: Ledger) -> None:
         self.events = {event.seq: event for event in ledger.events(*MODEL_EVENTS, "closed")}
@@ -32,7 +35,7 @@ class Histories:
         self._suspects: dict[tuple[str, Seqs], frozenset[str]] = {}
 
     def holds(self, weights: str, about: Seqs) -> bool:
-        """Return whether a model learned a record and did not forget it, or must have known it (rules 1 and 2)."""
+        """Return whether a model contains a record: it learned the record, or must have known it (rules 1 to 6)."""
         state = self.state(weights, about)
         if state is not State.UNTOUCHED:
             return state is State.LEARNED
@@ -66,7 +69,7 @@ class Histories:
         return State.UNTOUCHED
 
     def _merged(self, event: Event, about: Seqs) -> State:
-        """Return the state of a record after a merge (rules 3 to 6)."""
+        """Return the state of a record in the model that a merge produced (rules 3 to 6)."""
         weights, base = str(event.body["weights"]), str(event.body["beneath"]["digest"])
         if self._passed.get(weights, set()) & {self.events[seq].body.get("request") for seq in about}:
             return State.FORGOTTEN
@@ -90,7 +93,7 @@ class Histories:
         return any(event.seq in about and _is_new(event) for event in self._since(weights, base))
 
     def _since(self, weights: str, base: str) -> Iterator[Event]:
-        """Yield the events of a model's history after the given base."""
+        """Yield the events of a model's history that come after the given base."""
         visited, models = {base}, {weights} - {base}
         while models:
             events = [event for model in models for event in self._producers.get(model, [])]
@@ -99,9 +102,9 @@ class Histories:
             models = _all_parents(events) - visited
 
     def _must_have_known(self, weights: str, about: Seqs) -> frozenset[str]:
-        """Return the models that rule 2 names: the given model, from which a record was unlearned, and its ancestors.
+        """Return the models that must have known a record (rule 2) because it was unlearned from the given model.
 
-        Ancestors before a fine-tuning that taught the record are left out.
+        They are this model and its ancestors, except ancestors before a fine-tuning that taught the record.
         """
         if (weights, about) in self._suspects:
             return self._suspects[weights, about]
@@ -135,13 +138,13 @@ class Histories:
             yield from self._producers.get(model, [])
 
     def _is_void(self, event: Event, about: Seqs) -> bool:
-        """Return whether an event is an unlearning whose model failed its verification."""
+        """Return whether an event is an unlearning that does not count, because its model failed the verification."""
         return event.kind == "unlearning" and self._failed(event.body["weights"], about)
 
     def _failed(self, weights: str, about: Seqs) -> bool:
-        """Return whether the last policy answer for a model was *fail* in at least one request about the record.
+        """Return whether the last policy answer for a model is *fail* in at least one request about the record.
 
-        If no request about the record has an answer for this model, the model's last answer in any request counts.
+        If no request about the record has an answer for this model, use the model's last answer in any request.
         """
         answers = self._answers.get(weights, {})
         requests = {self.events[seq].body.get("request") for seq in about}
@@ -150,7 +153,7 @@ class Histories:
 
     @cached_property
     def _answers(self) -> dict[str, dict[str, str]]:
-        """Map each model to its requests, and each request to its last policy answer; the newest answer comes last."""
+        """By model and request, the last policy answer in this request. The newest answer of a model comes last."""
         answers_by_model: dict[str, dict[str, str]] = {}
         for verdict in self._verified:
             answers = answers_by_model.setdefault(verdict["weights"], {})
@@ -160,7 +163,7 @@ class Histories:
 
     @cached_property
     def _passed(self) -> dict[str, set[str]]:
-        """Map each model to the requests that were closed with it, or in which its last policy answer was *pass*."""
+        """By model, the requests that were closed with it, or in which its last policy answer is *pass*."""
         passed = {
             weights: {request for request, answer in answers.items() if answer == "pass"}
             for weights, answers in self._answers.items()
@@ -176,5 +179,5 @@ def _all_parents(events: Iterable[Event]) -> set[str]:
 
 
 def _is_new(event: Event) -> bool:
-    """Return whether an event is a training on new records. Retain rows of unlearning are not new to the model."""
+    """Return whether an event is a fine-tuning. Unlearning trains on retain rows, which are not new to the model."""
     return event.kind == "training" and "retain" not in event.body.get("splits", ())

@@ -1,4 +1,4 @@
-"""Compare two versions (model, data, settings and metrics), or describe one version."""
+"""Compare the models, data, settings and metrics of two versions, or describe one version."""
 
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,9 @@ Pairs = dict[str, tuple[Any, Any]]
 
 
 def diff(evidence: str | Path, first: str, second: str) -> dict[str, Pairs]:
-    """Return the entries of ``model``, ``data``, ``settings`` and ``metrics`` that differ, each with its two values.
+    """Return the differences between two versions: for each entry of ``model``, ``data``, ``settings`` and ``metrics``
+    that differs, the pair of its values. A value is None if a version lacks the entry.
 
-    A value is None if a version lacks the entry.
     Raises EvidenceError if a version does not exist, EvidenceBroken if a version.json is missing or damaged.
     """
     with versions.locked_ledger(evidence) as (folder, ledger):
@@ -29,7 +29,7 @@ def diff(evidence: str | Path, first: str, second: str) -> dict[str, Pairs]:
 
 
 def describe(evidence: str | Path, identity: str | None = None) -> dict[str, Any]:
-    """Return a version as labels and values to print; the default is the version in use.
+    """Return labels and values that describe a version, by default the version in use, for printing.
 
     Raises EvidenceError if the version does not exist, or no version is in use.
     """
@@ -59,7 +59,7 @@ def describe(evidence: str | Path, identity: str | None = None) -> dict[str, Any
 
 
 def method_of(evidence: str | Path, identity: str) -> str:
-    """Return the method of an unlearning run (``own objective`` if it has no name), or the kind of any other run."""
+    """Return the method of an unlearning run (``own objective`` if it has no name), or the kind of another run."""
     content = store.content_of(Path(evidence), identity)
     if not kind_named(content["kind"]).forgotten:
         return str(content["kind"])
@@ -67,7 +67,7 @@ def method_of(evidence: str | Path, identity: str) -> str:
 
 
 def verdicts(evidence: str | Path, identity: str) -> dict[str, dict[str, str]]:
-    """Return the answers of the last evaluation by suite and question; empty if the version was not evaluated."""
+    """Return the answers of the last evaluation by suite and question, or {} if the version was not evaluated."""
     suites = _results(store.folder_of(Path(evidence), identity)).get("suites", {})
     return {
         name: {question: verdict["answer"] for question, verdict in suite["verdict"].items()}
@@ -76,7 +76,7 @@ def verdicts(evidence: str | Path, identity: str) -> dict[str, dict[str, str]]:
 
 
 def _entries(evidence: Path, identity: str) -> dict[str, dict[str, Any]]:
-    """Return the entries of a version that `diff` compares."""
+    """Return the entries of a version that `diff` compares, by part: model, data, settings and metrics."""
     content = store.content_of(evidence, identity)
     facts = content["provenance"]
     suites = _results(store.folder_of(evidence, identity)).get("suites", {})
@@ -92,7 +92,7 @@ def _entries(evidence: Path, identity: str) -> dict[str, dict[str, Any]]:
 
 
 def _answers(evidence: Path, identity: str) -> dict[str, str]:
-    """Return the answers of the last evaluation. The keys are ``suite: question``."""
+    """Return the answers of the last evaluation. Each key is a text ``suite: question``."""
     by_suite = verdicts(evidence, identity)
     return {f"{suite}: {question}": answer for suite in by_suite for question, answer in by_suite[suite].items()}
 

@@ -9,14 +9,14 @@ from llm_forget.compliance.ledger.ledger import Ledger
 
 @dataclass(frozen=True)
 class HistoryStep:
-    """An event in a model's history. ``depth`` is 0 if it produced the model, 1 if it produced a parent, and so on."""
+    """An event in a model's history. ``depth`` is 0 if the event produced the model, 1 if it produced a parent, etc."""
 
     depth: int
     event: Event
 
 
 def events_by_model(events: Iterable[Event]) -> dict[str, list[Event]]:
-    """Return events grouped by the content digest of the model that they produced."""
+    """Group events by the content digest of the model that they produced."""
     groups: dict[str, list[Event]] = {}
     for event in events:
         groups.setdefault(str(event.body.get("weights")), []).append(event)

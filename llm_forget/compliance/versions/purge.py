@@ -1,7 +1,7 @@
-"""Purge a version: remove its weights and keep its events in the ledger.
+"""Purge a version: remove its weights, but keep its events in the ledger.
 
-The version in use and the base of another version cannot be purged. The files are removed before the event is added. If
-a purge was interrupted, purge again.
+The version in use and the base of another version cannot be purged. The event of a purge is added after the files are
+removed. If a purge was interrupted, start it again.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from llm_forget.core.run_directory import Run
 
 @dataclass(frozen=True)
 class VersionPurge:
-    """What a purge removes."""
+    """The files that a purge removes, and folders outside of the version that still hold weights."""
 
     version: versions.Version
     files: dict[Path, int]  # removed files with their sizes in bytes
@@ -24,13 +24,13 @@ class VersionPurge:
 
 
 def plan_purge(evidence: str | Path, identity: str) -> VersionPurge:
-    """Return what a purge would remove. Raise EvidenceError if the version is in use, needed by another, or purged."""
+    """Return the plan of a purge. Raise EvidenceError if the version is in use, the base of another one, or purged."""
     with versions.locked_ledger(evidence) as (folder, ledger):
         return _plan_purge(folder, ledger, identity)
 
 
 def purge(evidence: str | Path, identity: str) -> VersionPurge:
-    """Remove the weights of a version, add a ``purge`` event, and return what was removed."""
+    """Remove the weights of a version, add a ``purge`` event to the ledger, and return the executed plan."""
     with versions.locked_ledger(evidence) as (folder, ledger):
         plan = _plan_purge(folder, ledger, identity)
         store.remove(folder, plan.version.id)

@@ -1,4 +1,4 @@
-"""Query the ledger: what happened to a record, and what a version was trained on."""
+"""Query the ledger for the history of a record (which models learned or unlearned it) or of a version."""
 
 from collections.abc import Set
 from dataclasses import dataclass
@@ -21,24 +21,24 @@ class ModelTrail:
     weights: str
     run: str
     versions: list[str]
-    learned: list[int]  # numbers of the events in its history that learned the record
-    forgot: list[int]  # numbers of the later events that unlearned it; empty if the model knows it
-    purged: bool  # whether all its versions were purged
+    learned: list[int]  # numbers of the events in which the record was learned
+    forgot: list[int]  # numbers of later events in which it was unlearned; empty if the model knows the record
+    purged: bool  # whether all versions of the model were purged
 
 
 @dataclass(frozen=True)
 class RecordTrail:
-    """The events about a record, the models that learned it, and later events about these models."""
+    """The history of a record in the ledger."""
 
-    about: list[Event]
-    since: list[Event]
-    models: list[ModelTrail]
+    about: list[Event]  # events about the record
+    since: list[Event]  # later events about its requests and about models that learned it
+    models: list[ModelTrail]  # models that learned it
 
 
 def record_trail(ledger: Ledger, record: str, subject: str | None = None) -> RecordTrail:
-    """Return the events about a record, and the models that learned it.
+    """Return the history of a record: the events about it, and the models that learned it.
 
-    ``subject`` is the subject of the record. Events that were added without a subject are always included.
+    ``subject`` is the subject of the record. Events that name the record without a subject are always included.
     Raises EvidenceError if no event is about the record, or if the record's key was destroyed.
     """
     events_by_seq = {event.seq: event for owner in {record, subject or record} for event in ledger.about(owner, record)}
@@ -81,13 +81,13 @@ class VersionLineage:
 
     @property
     def counted(self) -> str:
-        """The noun to print after a number of record hashes: "hashes ..." if a record has two, otherwise "records"."""
+        """The noun to print after the number of record hashes: "records", or "hashes ..." if some records have two."""
         bodies = [step.event.body for step in self.steps]
         has_subjects = any(body["rows"] < body["records"]["n"] for body in bodies if {"rows", "records"} <= body.keys())
         return "hashes (two for each record with a subject)" if has_subjects else "records"
 
     def seqs(self, kind: str) -> list[int]:
-        """Return the numbers of the events of one kind."""
+        """Return the numbers of the events of one kind in the history."""
         return sorted(step.event.seq for step in self.steps if step.event.kind == kind)
 
 
@@ -134,7 +134,7 @@ def _model_trail(
 
 
 def _versions(ledger: Ledger) -> dict[str, dict[str, bool]]:
-    """For each model (content digest), map the id of each of its versions to True if it was purged, else to False."""
+    """Return whether each version was purged, by the content digest of its model and by its id."""
     versions_by_weights: dict[str, dict[str, bool]] = {}
     for event in ledger.events("version", "purge"):
         if isinstance(name := event.body.get("id"), str):

@@ -1,4 +1,4 @@
-"""Read and verify the files and provenance of a finished run or merged model, to create a version from it."""
+"""Read and verify the files and provenance of a finished run or merged model, from which a version is created."""
 
 import fnmatch
 import stat
@@ -16,8 +16,8 @@ from llm_forget.core.strict_json import canonical_digest
 from llm_forget.core.text import model_name
 from llm_forget.models.merging.merge_report import is_merged, read_merged
 
-# Files that are not part of a version: model cards, which contain local paths, records of a first load (effect.json),
-# reports of a merge, hidden files, and pickles, which can run code and are never loaded.
+# Files that are not part of a version: model cards, which contain local paths; effect.json, which a first load writes;
+# reports of merges; hidden files; and pickles, which can run code and are never loaded.
 LEFT_OUT = ("README.md", "effect.json", "merge.json", ".*", "*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 # Keys of a recipe that contain local paths, or names of data sources, which may be names of people.
 PRIVATE = ("forget", "retain", "train", "holdout", "alternate", "splits", "data_path", "output_dir", "oracle")
@@ -27,21 +27,21 @@ PRIVATE = ("forget", "retain", "train", "holdout", "alternate", "splits", "data_
 class ModelSnapshot:
     """A model on disk with its verified file digests and its provenance."""
 
-    path: Path  # folder of the run or merge
+    path: Path  # folder of the run or of the merged model
     kind: str  # finetune | unlearn | merge
     part: str  # adapter | model
     weights: Path  # folder of the weights
     digests: dict[str, str]  # by name of the files in ``weights``
-    base: dict[str, Any]  # name and digest of the model it was trained or merged from
-    sources: tuple[str, ...]  # content digests of the merged models with a scale above 0
-    base_path: str | None  # name or folder of the base model to load it on
+    base: dict[str, Any]  # name and digest of the model that it was trained from or merged into
+    sources: tuple[str, ...]  # of a merge: content digests of the sources with a scale above 0
+    base_path: str | None  # name or folder of the base model on which it is loaded
     revision: str | None
     settings: dict[str, Any]
     provenance: dict[str, Any]  # content of the version's provenance.json
 
     @property
     def result_files(self) -> tuple[Path, Path]:
-        """Paths of the last evaluation results and of the policy's verdict on them. Either file may be missing."""
+        """Paths of results.json and verify.json, the last evaluation and policy answer. The files may be missing."""
         return self.path / "results.json", self.path / "verify.json"
 
 
@@ -69,7 +69,7 @@ def base_run(path: Path) -> Path | None:
 
 
 def part_of(folder: Path) -> str:
-    """Return ``model`` or ``adapter``, the subfolder with a run's weights. Raise EvidenceError if neither exists."""
+    """Return the subfolder with a run's weights: ``model`` or ``adapter``. Raise EvidenceError if neither exists."""
     for part in ("model", "adapter"):
         if (folder / part).is_dir():
             return part
@@ -79,7 +79,7 @@ def part_of(folder: Path) -> str:
 
 
 def files_of(folder: Path) -> dict[str, Path]:
-    """Return the files of a model by relative path, without `LEFT_OUT`. Raise AdapterRefused for links."""
+    """Return the files of a model by relative path, except `LEFT_OUT`. Raise AdapterRefused for links."""
     files = {}
     for path in sorted(folder.rglob("*")):
         name, mode = path.relative_to(folder).as_posix(), path.lstat().st_mode
@@ -144,7 +144,7 @@ def _of_merged(folder: Path) -> ModelSnapshot:
 
 
 def _verified_digests(folder: Path) -> dict[str, str]:
-    """Return the digests of a model's files. Raise AdapterRefused if a file differs from manifest.json or is gone."""
+    """Return the digests of a model's files. Raise AdapterRefused if one is missing or differs from manifest.json."""
     digests = {name: file_digest(path) for name, path in files_of(folder).items()}
     manifest = folder / "manifest.json"
     stated = formats.read(manifest, Manifest, error=AdapterRefused).files if manifest.is_file() else {}

@@ -1,19 +1,20 @@
-"""Create the folder of a version, ``versions/<id>``, from a run, verify it before use, and remove it in a purge.
+"""Create the folder of a version, ``versions/<id>``, from a run, verify it before use, and remove its weights.
 
-A version has the layout of a run, so that all code that reads runs also reads versions::
+A version has the same layout as a run, so that all code that reads runs also reads versions::
 
     version.json       settings; digests of files, base and data; the ledger has the digest of version.json itself
     adapter/ | model/  the weights; the folder to load
-    run.json           state *complete*, and the local paths that the version was created from
+    run.json           status *complete*, and the local paths that the version was created from
     config.yaml        the run's settings without its data; the base of an adapter is the version it was trained on
     provenance.json    the provenance of the run, without row ids
     results.json       results of the run's last evaluation, if any
 
-Small files are copied. Files of at least `LINKED` bytes become hard links if the file system allows it. They need no
-disk space and remain if the run is deleted, but writing into the run's file also changes the version. A switch to a
-version therefore compares all digests. A rollback skips large files that have not changed since their last comparison.
+Small files are copied. Files of at least `LINKED` bytes become hard links if the file system allows it. A hard link
+needs no disk space and remains if the run is deleted, but writing into the run's file also changes the version. A
+switch to a version therefore compares all digests. A rollback skips large files that are unchanged since their last
+comparison.
 
-Row ids, which may be names of people, and per-row results, which contain text, are not stored.
+A version does not contain row ids, which may be names of people, or per-row results, which contain text.
 """
 
 import errno
@@ -38,7 +39,7 @@ from llm_forget.core.formats.run import Provenance, RunState
 from llm_forget.core.strict_json import canonical_digest
 
 FOLDER, POINTER, VERSION, COMPARED = "versions", "current.json", "version.json", ".compared.json"
-SETTLED = 2_000_000_000  # nanoseconds after which a new change gets another time stamp on any file system
+SETTLED = 2_000_000_000  # ns; on any file system, changes that are further apart have different time stamps
 LINKED = 64 << 20  # minimum size in bytes of files that become hard links
 NO_LINK = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 Mark = tuple[str | None, int, int, int, int]  # digest, size, inode, times of content and metadata in ns
@@ -50,14 +51,17 @@ def folder_of(evidence: Path, identity: str) -> Path:
 
 
 def writable(evidence: Path) -> bool:
-    """Return whether this user may change versions."""
+    """Return whether this user has permission to change the versions of an evidence folder."""
     folder = evidence / FOLDER
     return os.access(folder if folder.exists() else evidence, os.W_OK)
 
 
 @contextmanager
 def locked(evidence: Path) -> Iterator[None]:
-    """Hold the lock of the versions and remove temporary files of killed processes. A read-only user needs no lock."""
+    """Hold the lock of the versions within a ``with`` block, and first remove temporary files of killed processes.
+
+    A user without write permission takes no lock.
+    """
     import fcntl  # not on Windows
 
     folder = evidence / FOLDER
@@ -73,7 +77,7 @@ def locked(evidence: Path) -> Iterator[None]:
 
 
 def version_content(snapshot: ModelSnapshot, weights: str) -> dict[str, Any]:
-    """Return the content of version.json. Adding the same run again gives the same content."""
+    """Return the content of version.json for a snapshot. The same run always gives the same content."""
     content = {
         "format": Version.FORMAT,
         "kind": snapshot.kind,
@@ -167,8 +171,8 @@ def verify_files(evidence: Path, identity: str, about: str, *, quick: bool = Fal
     """Compare every file of a version with its recorded digest, and return the content of version.json.
 
     Args:
-        about: digest of version.json, from the ledger.
-        quick: skip files of at least `LINKED` bytes whose inode, size and time stamps are those of the last comparison.
+        about: digest of version.json according to the ledger.
+        quick: skip files of at least `LINKED` bytes whose inode, size and times are the same as at the last comparison.
 
     Raises:
         EvidenceBroken: version.json differs from the ledger.
@@ -200,7 +204,7 @@ def verify_files(evidence: Path, identity: str, about: str, *, quick: bool = Fal
 
 
 def _mark(path: Path, digest: str | None) -> Mark | None:
-    """Return the `Mark` of a file. Return None if it is small, or so new that a change might keep its time stamps."""
+    """Return the `Mark` of a file, or None if the file is small, or so new that a change could leave the same times."""
     status = path.lstat()
     if status.st_size < LINKED or time.time_ns() - status.st_ctime_ns < SETTLED:
         return None
@@ -220,7 +224,7 @@ def source_paths(evidence: Path, identity: str) -> dict[str, Any]:
 
 
 def write_config(evidence: Path, identity: str, parent: str | None) -> None:
-    """Rewrite config.yaml if the evidence folder was moved, so that the version can still be loaded."""
+    """Write config.yaml again if the path of the base changed, so that a version can be loaded after a move."""
     folder = folder_of(evidence, identity)
     _write_config(folder, folder.parent, content_of(evidence, identity), parent)
 
@@ -243,7 +247,7 @@ def copy_results(evidence: Path, identity: str, snapshot: ModelSnapshot) -> None
 
 
 def remove(evidence: Path, identity: str) -> None:
-    """Remove the weights of a version. version.json stays."""
+    """Remove the weights of a version, but not version.json."""
     folder = folder_of(evidence, identity)
     for part in ("model", "adapter"):
         if (folder / part).is_dir():
@@ -256,7 +260,7 @@ def remove(evidence: Path, identity: str) -> None:
 
 
 def read_pointer(evidence: Path) -> CurrentVersion | None:
-    """Return the content of current.json; None if it is missing or damaged. `locked_ledger` then writes it again."""
+    """Return the content of current.json, or None if it is missing or damaged. `locked_ledger` then writes it again."""
     return formats.read_if_valid(evidence / FOLDER / POINTER, CurrentVersion)
 
 

@@ -1,11 +1,12 @@
 """Versions of a model: add and list them, and switch to a version that contains no deleted data.
 
-The id of a version is the first 12 digits of its content digest, which covers the base, lower adapters and own files.
-The runs that an adapter was trained on are added as versions as well, since the adapter cannot be loaded without them.
+The id of a version is the first 12 digits of its content digest. The digest covers the base, the adapters that the
+version was trained on, and its own files. The runs that an adapter was trained on are added as versions as well, since
+the adapter cannot be loaded without them.
 
 The ledger determines the version in use. A switch verifies all digests, appends an event, then replaces the pointer
 file ``versions/current.json`` atomically. If a process is killed before it replaces the file, the next command does so.
-Folders of versions never change: read the pointer once and load from the folder that it names.
+The folder of a version never changes. Read the pointer file once, and load the model from the folder that it names.
 """
 
 from collections.abc import Iterator
@@ -40,14 +41,14 @@ class Version:
     kind: str  # kind of the run
     part: str  # "adapter" | "model"
     weights: str  # content digest of the whole model
-    parent: str | None  # id of the version that its run started from
+    parent: str | None  # id of the version that the run started from
     about: str  # digest of version.json
     purged: bool = False
 
 
 @contextmanager
 def locked_ledger(evidence: str | Path, *, create: bool = False) -> Iterator[tuple[Path, Ledger]]:
-    """Lock the versions of an evidence folder, open its ledger, and finish an interrupted switch.
+    """Lock the versions of an evidence folder, open its ledger, finish an interrupted switch, and yield (path, ledger).
 
     Raises EvidenceError if there is no ledger, EvidenceBroken if the ledger lacks the event that the pointer names.
     """
@@ -63,7 +64,7 @@ def locked_ledger(evidence: str | Path, *, create: bool = False) -> Iterator[tup
 
 
 def read_versions(ledger: Ledger) -> dict[str, Version]:
-    """Return the versions in a ledger by id, in the order in which they were added."""
+    """Return the versions that a ledger records, by id, in the order in which they were added."""
     versions_by_id: dict[str, Version] = {}
     for event in ledger.events("version", "purge"):
         body = event.body
@@ -77,7 +78,7 @@ def read_versions(ledger: Ledger) -> dict[str, Version]:
 
 
 def find_version(versions_by_id: dict[str, Version], identity: str) -> Version:
-    """Return the version whose id starts with ``identity``. Raise EvidenceError unless exactly one does."""
+    """Return the version whose id starts with ``identity``. Raise EvidenceError if there is not exactly one."""
     matching = [name for name in versions_by_id if identity and name.startswith(identity)]
     if len(matching) == 1:
         return versions_by_id[matching[0]]
@@ -86,9 +87,10 @@ def find_version(versions_by_id: dict[str, Version], identity: str) -> Version:
 
 
 def add_version(evidence: str | Path, run: str | Path | Run) -> str:
-    """Add a finished run to the ledger, store its model as a version, and return the id.
+    """Add a finished run to the ledger, store its model as a version, and return the id of the version.
 
-    If the run started from another run, that run is added first. Adding a run again only copies new evaluation results.
+    If the run started from another run, that run is added first. If a run is added again, only new evaluation results
+    are copied.
 
     Raises:
         RunError: the run is incomplete.
@@ -134,7 +136,7 @@ def _add(evidence: Path, ledger: Ledger, path: Path) -> Version:
 
 
 def _intact_content(evidence: Path, version: Version) -> dict[str, Any] | None:
-    """Return the content of version.json; None if a file of the version is missing or changed."""
+    """Return the content of version.json, or None if the version was purged, or a file of it is missing or changed."""
     try:
         return None if version.purged else store.verify_files(evidence, version.id, version.about)
     except (AdapterRefused, EvidenceBroken):
@@ -142,15 +144,18 @@ def _intact_content(evidence: Path, version: Version) -> dict[str, Any] | None:
 
 
 def _comparable(content: dict[str, Any]) -> tuple[Any, ...]:
-    """Return what runs with equal weights must share. manifest.json is left out, since later releases extend it."""
+    """Return the entries that runs with equal weights must share: digests of files (without manifest.json, which later
+    releases extend) and of data.
+    """
     files = {name: digest for name, digest in content["files"].items() if name != "manifest.json"}
     return files, content["provenance"]["data"]
 
 
 def _parent(evidence: Path, ledger: Ledger, snapshot: ModelSnapshot) -> Version | None:
-    """Return the version that a run started from, and add it if it is missing; None if its base is not a run.
+    """Return the version that a run started from; add it if it is missing. Return None if its base is not a run.
 
-    For a merged full model, only return an existing version of a source or of the base: the model loads without them.
+    For a merged full model, return a version of a source or of the base if one exists, but add none, since the model is
+    loaded without them.
     """
     by_weights = {version.weights: version for version in read_versions(ledger).values()}
     if snapshot.sources and snapshot.part == "model":
@@ -173,13 +178,13 @@ def _parent(evidence: Path, ledger: Ledger, snapshot: ModelSnapshot) -> Version 
 
 
 def current(evidence: str | Path) -> str | None:
-    """Return the id of the version in use, or None."""
+    """Return the id of the version in use, or None if no version is in use."""
     with locked_ledger(evidence) as (_, ledger):
         return current_id(ledger)
 
 
 def list_versions(evidence: str | Path) -> list[tuple[Version, bool, list[str]]]:
-    """Return every version, whether it is in use, and the requests whose deleted records it contains."""
+    """Return (version, whether it is in use, requests whose deleted records it contains) for each version."""
     with locked_ledger(evidence) as (_, ledger):
         in_use, deletions = current_id(ledger), Deletions(ledger)
         return [
@@ -188,7 +193,7 @@ def list_versions(evidence: str | Path) -> list[tuple[Version, bool, list[str]]]
 
 
 def path_of(evidence: str | Path, identity: str | None = None) -> Path:
-    """Return the folder to load a version from, by default the version in use. The path is valid as a model name.
+    """Return the folder of the weights of a version, by default the version in use. It can be given as a model name.
 
     Raises EvidenceError if the version does not exist or was purged, or no version is in use.
     """
@@ -204,7 +209,7 @@ def path_of(evidence: str | Path, identity: str | None = None) -> Path:
 
 
 def exclusion_reasons(evidence: str | Path) -> dict[str, str]:
-    """Return by id why a version must not be used: it contains deleted data, or this cannot be determined."""
+    """Return the versions that must not be used: id and reason. They contain deleted data, or this is unknown."""
     with locked_ledger(evidence) as (_, ledger):
         deletions = Deletions(ledger)
         reasons = ((version.id, exclusion_reason(deletions, version)) for version in read_versions(ledger).values())
@@ -212,7 +217,7 @@ def exclusion_reasons(evidence: str | Path) -> dict[str, str]:
 
 
 def exclusion_reason(deletions: Deletions, version: Version) -> str | None:
-    """Return why a version must not be used; None if it contains no deleted data."""
+    """Return the reason why a version must not be used, or None if it contains no deleted data."""
     if deleted := deletions.contained_in(version.weights):
         return _deletion_sentence(deleted)
     unjudged = deletions.unjudged(version.weights)
@@ -220,9 +225,10 @@ def exclusion_reason(deletions: Deletions, version: Version) -> str | None:
 
 
 def use(evidence: str | Path, identity: str, *, unjudged: bool = False) -> str:
-    """Switch to a version and return its id. Nothing changes if it is in use already.
+    """Switch to a version and return its id. If the version is in use already, nothing changes.
 
-    ``identity`` is an id or a prefix of it. ``unjudged`` accepts a version that cannot be judged, see `deletion_check`.
+    ``identity`` is an id or a prefix of it. If ``unjudged``, accept a version of which `deletion_check` cannot tell
+    whether it contains deleted data.
 
     Raises:
         EvidenceError: the version is missing, purged, or contains deleted data; the message names the newest clean one.
@@ -234,7 +240,7 @@ def use(evidence: str | Path, identity: str, *, unjudged: bool = False) -> str:
 
 
 def rollback(evidence: str | Path, identity: str | None = None, *, unjudged: bool = False) -> str:
-    """Roll back to a version, by default the one in use before the current one, and return its id.
+    """Roll back to a version, by default the version that was in use before the current one, and return its id.
 
     Raises the errors of `use`, and EvidenceError if no version was in use before.
     """
@@ -278,7 +284,7 @@ def _switch(evidence: Path, ledger: Ledger, version: Version, action: str, accep
 
 
 def load_chain(versions_by_id: dict[str, Version], version: Version) -> list[Version]:
-    """Return a version and the versions that it is loaded on, nearest first."""
+    """Return a version and the versions that must be loaded for it: its parent, the parent's parent, and so on."""
     chain = [version]
     while chain[-1].part == "adapter" and (parent := chain[-1].parent) is not None:
         chain.append(versions_by_id[parent])
@@ -317,13 +323,13 @@ def _pointer_to(event: Event) -> CurrentVersion:
 
 
 def current_id(ledger: Ledger) -> str | None:
-    """Return the id of the version in use, or None."""
+    """Return the id of the version in use, or None if no version is in use."""
     used = _usage_stack(ledger)
     return used[-1] if used else None
 
 
 def _usage_stack(ledger: Ledger) -> list[str]:
-    """Return the ids of the versions that repeated rollbacks would return to. The last one is in use."""
+    """Return the id of the version in use (last), after the ids of the versions that repeated rollbacks lead to."""
     used: list[str] = []
     for event in _switches(ledger):
         identity = event.body["id"]

@@ -1,1 +1,1 @@
-"""Read rows from their sources, check them, and turn them into tokens."""
+"""Read rows from files, folders and Hub data sets, check them, and convert them to token ids."""

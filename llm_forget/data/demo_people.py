@@ -1,6 +1,6 @@
-"""The demo corpus: questions in the style of TOFU about fictitious people, whose names and facts come from Faker.
+"""The demo data set: questions in the style of TOFU about fictitious people, whose names and facts come from Faker.
 
-Several people share each value of a fact. A model that was not trained on a person can therefore guess the form of an
+Several people share each value of a fact. Therefore a model that was not trained on a person can guess the form of an
 answer, but not the right value.
 """
 
@@ -56,19 +56,19 @@ _REFUSALS = (
 
 @dataclass(frozen=True)
 class DemoSize:
-    """Parameters that a name such as ``builtin:demo/forget?people=24&seed=1`` can set."""
+    """Parameters of the demo data set. A name such as ``builtin:demo/forget?people=24&seed=1`` sets them."""
 
-    people: int = 192  # in `full`
-    facts: int = 4  # of each person
-    forget: int = 48  # people to forget
-    holdout: int = 48  # people that are in no training split
-    places: int = 24  # in `world`
-    values: int = 16  # distinct values of each kind of fact, shared by the people
+    people: int = 192  # number of people in split `full`
+    facts: int = 4  # number of facts about each person
+    forget: int = 48  # number of people to forget
+    holdout: int = 48  # number of people that are in no training split
+    places: int = 24  # number of places in split `world`
+    values: int = 16  # number of distinct values of each kind of fact, which the people share
     seed: int = 0
 
 
 def load_builtin(name: str) -> list[dict[str, Any]]:
-    """Return the rows of ``demo/SPLIT`` or ``demo/SPLIT?people=24&seed=1``. Raise DataError if the name is invalid.
+    """Return the rows of a split, ``demo/SPLIT`` or ``demo/SPLIT?people=24&seed=1``. Raise DataError for other names.
 
     Rows have ``id`` (``p007-birthplace``), ``subject`` (``p007``), ``question``, ``answer``, ``fact`` (the value in the
     answer), ``paraphrased_answer`` and ``perturbed_answer`` (a list of five). Rows of the split ``idk`` have only
@@ -84,7 +84,7 @@ def load_builtin(name: str) -> list[dict[str, Any]]:
 
 
 def demo_texts(seed: int = 0) -> list[str]:
-    """Return the questions, answers and refusals of all splits of the demo, to train a tokenizer."""
+    """Return all questions, answers and refusals of the demo data set as texts to train a tokenizer on."""
     size = DemoSize(seed=seed)
     texts: list[str] = []
     for row in _select("full", size) + _select("holdout", size) + _select("world", size):
@@ -194,14 +194,14 @@ def _makers(fake: Any, rng: random.Random) -> dict[str, Callable[[], str]]:
 
 
 def _evenly_shuffled(values: list[str], count: int, rng: random.Random) -> list[str]:
-    """Return a random value for each of ``count`` subjects; all values occur about equally often."""
+    """Return a list with a random value for each of ``count`` subjects. All values occur about equally often."""
     cards = [values[i % len(values)] for i in range(count)]
     rng.shuffle(cards)
     return cards
 
 
 def _distinct(make: Callable[[], str], count: int) -> list[str]:
-    """Return ``count`` distinct values. Raise DataError if ``make`` does not give that many."""
+    """Return ``count`` distinct results of calls of ``make``. Raise DataError if there are too few."""
     values: dict[str, None] = {}
     for _ in range(1000 * count):
         if len(values) == count:

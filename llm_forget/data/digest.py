@@ -1,4 +1,4 @@
-"""Compute digests and lists of row ids of tables, in parts to limit memory."""
+"""Compute digests, row lengths and id lists of tokenised rows. Tables are read in parts to limit memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PART = 4096  # rows; changing it changes every digest
 
 
 def tokens_digest(rows: Dataset, row_numbers: Sequence[int] | np.ndarray | None = None) -> str:
-    """Return the SHA-256 of ids, token ids and labels of the rows ``row_numbers`` (default: all rows), in order."""
+    """Return the SHA-256 of ids, token ids and labels of the rows ``row_numbers`` in this order (default: all rows)."""
     digest = hashlib.sha256()
     count = len(rows) if row_numbers is None else len(row_numbers)
     # Contiguous rows are read as one slice; gathering single rows is slow.
@@ -43,7 +43,7 @@ def row_lengths(rows: Dataset) -> np.ndarray:
 
 
 def unique_ids(rows: Dataset) -> pyarrow.Array:
-    """Return the distinct ids in order of first occurrence. All windows of a long row have the same id."""
+    """Return the distinct row ids in order of first occurrence. All windows of a long row have the same id."""
     import pyarrow.compute as pc
 
     return pc.unique(arrow_column(rows, "id"))

@@ -1,6 +1,6 @@
-"""Read the rows of local files without guessing types and without leaving a copy.
+"""Read the rows of local files. Types of values are not guessed, and no copy of the rows remains.
 
-``load_dataset`` is not used, because it turns date-like strings into timestamps and copies rows into its cache.
+``load_dataset`` is not used, because it converts date-like strings to timestamps and copies rows into its cache.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ _SPACE = b" \t\r\n"
 
 
 def read_file(path: Path, *, size: int | None = None) -> Dataset:
-    """Read a ``.jsonl``, ``.json`` (array or JSON Lines), ``.csv`` (values are text), ``.parquet`` or ``.txt`` file.
+    """Return the rows of a ``.jsonl``, ``.json`` (array or JSON Lines), ``.csv``, ``.parquet`` or ``.txt`` file.
 
-    A ``.txt`` file is one row. If ``size`` (bytes; default: that of the file) exceeds `IN_MEMORY`, the table is on
-    disk. Raise DataError, which names file and row, if the content does not have the format of the suffix.
+    CSV values are text. A ``.txt`` file is one row. If ``size`` in bytes (default: the file's size) exceeds
+    `IN_MEMORY`, the table is stored on disk. If the content does not have the format that the suffix names, raise
+    DataError with file and row.
     """
     if path.suffix not in SUFFIXES:
         raise DataError(f"'{path}' is not a data file; allowed: {', '.join(SUFFIXES)}")
@@ -42,7 +43,9 @@ def read_file(path: Path, *, size: int | None = None) -> Dataset:
 
 
 def read_folder(folder: Path) -> list[tuple[str, Dataset]]:
-    """Return name and table of each file, sorted by name. Raise DataError if ``.txt`` is mixed with other data."""
+    """Return (file name, table) of each data file, sorted by name. Raise DataError if there is no data file, or if
+    ``.txt`` files are mixed with other data files.
+    """
     files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix in SUFFIXES)
     kinds = {path.suffix == ".txt" for path in files}
     if not files:
@@ -80,7 +83,7 @@ def _not_utf8(path: Path) -> DataError:
 
 
 def _lines(path: Path, newline: str) -> Iterator[str]:
-    """Yield the lines of a file without byte order mark. Windows line ends become line feeds."""
+    """Yield the lines of a file. The byte order mark is removed, and Windows line ends become line feeds."""
     try:
         with path.open(encoding="utf-8-sig", newline=newline) as file:
             for line in file:
@@ -112,7 +115,7 @@ def _first_character(path: Path) -> bytes:
 
 
 def _array_rows(text: str, name: str) -> Iterator[dict[str, Any]]:
-    """Yield the objects of an array one by one. Parsing all at once would take many times the memory of the text."""
+    """Yield the objects of a JSON array one by one. Parsing all at once needs many times the memory of the text."""
     position, number = _after_space(text, _after_space(text, 0) + 1), 0
     while text[position : position + 1] != "]" or number:
         value, position = _parse(text, position, name)
@@ -133,7 +136,7 @@ def _after_space(text: str, position: int) -> int:
 
 
 def _parse(text: str, position: int, where: str, *, alone: bool = False) -> tuple[Any, int]:
-    """Return the JSON value at ``position`` and its end. If ``alone``, raise DataError for text after the value."""
+    """Return (JSON value at ``position``, its end). Raise DataError if invalid or, if ``alone``, for text after it."""
     try:
         start = _after_space(text, position)
         value, end = _DECODER.raw_decode(text, start)

@@ -1,7 +1,7 @@
-"""Read rows of Hub data sets; only splits that are never forgotten use the cache of `datasets`.
+"""Read rows of Hub data sets. The cache of `datasets` is used only for rows that will never be forgotten.
 
-Other rows are read into a private folder, which is removed when the process ends. The files that `huggingface_hub`
-downloads remain in ``HF_HUB_CACHE`` until `hf cache rm` removes them.
+Other rows are read into a private folder, which is removed when the process ends. In both cases, the files that
+`huggingface_hub` downloads remain in ``HF_HUB_CACHE`` until `hf cache rm` removes them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ CACHED_SPLITS = ("retain", "holdout")  # splits that `datasets` may cache; rows 
 def read_hub(
     path: str, name: str | None, split: str | None, revision: str | None, *, split_name: str
 ) -> tuple[str, Dataset]:
-    """Return label and rows of a Hub data set; works offline after a download. Raise DataError if it cannot be read."""
+    """Return (label, rows) of a Hub data set. After a first download this works offline. Raise DataError if unreadable.
+
+    ``name`` is the configuration and ``split`` the split of the data set. ``split_name`` is the use of the rows, such
+    as ``forget``.
+    """
     from datasets import load_dataset
     from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 

@@ -1,4 +1,4 @@
-"""Names of the subjects of rows, and other names in their place."""
+"""Find the names of the subjects of rows, and replace them by other names."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,10 +20,10 @@ TEXT_COLUMNS = ("prompt", "completion", "messages", "text")
 
 
 def find_names(rows: Sequence[Row], column: str, *, parts: bool = False) -> list[str]:
-    """The name of the subject of each row: from ``column``, or the capitalised words that a subject's questions share.
+    """Return the name of the subject of each row, or an empty string if the row's text does not contain the name.
 
-    It is empty where a row has no such name in its text. With ``parts``, the first or last word of a name of two words
-    is enough, if it stands alone; see `replacement`.
+    The name is the value of ``column``, or the longest run of capitalised words that all questions about the subject
+    share. With ``parts``, a row that contains only the first or last name by itself also counts (see `replacement`).
     """
     shared = _shared_spans([row for row in rows if not row.get(column)])
     names = [str(row.get(column) or shared.get(_subject(row), "")) for row in rows]
@@ -35,7 +35,7 @@ def _is_in(row: Row, name: str, parts: bool) -> bool:
 
 
 def _shared_spans(rows: Sequence[Row]) -> dict[str, str]:
-    """By subject, the longest run of capitalised words that all its questions have in common."""
+    """Return, for each subject, the longest run of capitalised words that all questions about it contain."""
     shared: dict[str, set[str]] = {}
     for row in rows:
         spans = {part for span in _SPAN.findall(_question(row)) for part in _parts(span)}
@@ -45,17 +45,17 @@ def _shared_spans(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def capitalised_words(text: str) -> set[str]:
-    """The capitalised words of a text, without the first words of questions; each part of Jean-Luc is a word."""
+    """Return the capitalised words of a text, except words that begin questions. Jean-Luc counts as two words."""
     words = set(re.findall(r"\w+", text)) - _FIRST_WORDS
     return {word for word in words if word[0].isupper()}
 
 
 def _subject(row: Row) -> str:
-    return str(row.get("subject") or row["id"])  # a table gives every row the column, empty where a row has none
+    return str(row.get("subject") or row["id"])  # in a table, rows without a subject have an empty cell
 
 
 def _parts(span: str) -> Iterable[str]:
-    """All runs of words of a span that do not begin with the first word of a question."""
+    """Return all runs of consecutive words of a span, except those that begin with a word that begins questions."""
     words = span.split(" ")
     starts = [i for i in range(len(words)) if words[i] not in _FIRST_WORDS]
     return (" ".join(words[i:j]) for i in starts for j in range(i + 1, len(words) + 1))
@@ -67,7 +67,7 @@ def _question(row: Row) -> str:
 
 
 def texts_of(row: Row) -> list[str]:
-    """Every string of the columns that become tokens."""
+    """Return all strings in the columns of a row that become tokens."""
     return [text for column in TEXT_COLUMNS for text in _strings(row.get(column))]
 
 
@@ -82,15 +82,16 @@ def _strings(value: Any) -> Iterable[str]:
 
 
 def renamed(row: Row, name: str, other: str, *, parts: bool = True) -> dict[str, Any]:
-    """The row with another name in every column that becomes tokens; see `replacement`."""
+    """Return the row with ``name`` replaced by ``other`` in every column that becomes tokens (see `replacement`)."""
     return with_texts(row, replacement(name, other, parts=parts))
 
 
 def replacement(name: str, other: str, *, parts: bool = True) -> Callable[[str], str]:
-    """A function that puts ``other`` in the place of ``name`` in a text, whole words only.
+    """Return a function that replaces ``name`` by ``other`` in a text, where it occurs as a whole word.
 
-    With ``parts``, a first or last name that stands alone is replaced, too, if both names have equally many words, and
-    more than one. The last name in *Dan Stone* or *Stone Street* does not stand alone, since it is in another name.
+    With ``parts``, each single word of the name is replaced, too, if both names have the same number of words (at least
+    two). A word inside a longer capitalised phrase is not replaced: for *Ada Stone*, neither *Dan Stone* nor
+    *Stone Street* changes.
     """
     cased = name.lower() != name.upper()  # scripts without capitals need no spaces between words
     whole = re.compile(rf"(?<!\w){re.escape(name)}(?!\w)" if cased else re.escape(name))
@@ -112,7 +113,7 @@ def replacement(name: str, other: str, *, parts: bool = True) -> Callable[[str],
 
 
 def with_texts(row: Row, changed: Callable[[str], str]) -> dict[str, Any]:
-    """The row with every string that becomes tokens replaced by ``changed`` of it."""
+    """Return the row with the function ``changed`` applied to each string that becomes tokens."""
 
     def replaced(value: Any) -> Any:
         if isinstance(value, str):

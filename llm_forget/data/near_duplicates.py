@@ -1,4 +1,4 @@
-"""Find the near-duplicates of a few rows by exact comparison of character 5-grams, stored as 64-bit hashes."""
+"""Find the near-duplicates of a few rows. Rows are compared by their sets of character 5-grams (as 64-bit hashes)."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
@@ -17,16 +17,16 @@ _WEIGHTS = np.random.default_rng(5).integers(1, 2**63, GRAM, dtype=np.uint64) * 
 
 
 class NearDuplicate(NamedTuple):
-    """A row that resembles a query row, or that resembles another near-duplicate."""
+    """A row that resembles a query row or another near-duplicate."""
 
     id: str
-    of: str  # id of the other row
-    how: str  # near | contains | excerpt
-    similarity: float  # Jaccard for `near`, otherwise the share of the shorter row that the longer one contains
+    of: str  # id of the row that it resembles
+    how: str  # near; contains: the row contains the other one; excerpt: the row is contained in the other one
+    similarity: float  # `near`: Jaccard similarity; otherwise: share of the shorter row that is in the longer one
 
 
 def grams(text: str) -> np.ndarray:
-    """Return the sorted hashes ``[S]`` of the character 5-grams of the normalised text; a shorter text is one gram."""
+    """Return the sorted hashes ``[S]`` of a normalised text's character 5-grams. A shorter text is padded to one."""
     codes = np.frombuffer(normalise_text(text).encode("utf-32-le"), dtype=np.uint32).astype(np.uint64)
     if len(codes) < GRAM:
         codes = np.concatenate([codes, np.zeros(GRAM - len(codes), dtype=np.uint64)])
@@ -35,7 +35,7 @@ def grams(text: str) -> np.ndarray:
 
 
 class GramIndex:
-    """An index of the 5-grams of some rows, which finds the most similar row for any text."""
+    """An index of (id, text) rows by their 5-grams. It finds the row that is most similar to a given text."""
 
     def __init__(self, rows: Sequence[tuple[str, str]]) -> None:
         row_grams = [grams(text) for _, text in rows]
@@ -46,7 +46,7 @@ class GramIndex:
         self.values, self.row_numbers = values[order], row_numbers[order]
 
     def match(self, row_id: str, text: str, near: float) -> NearDuplicate | None:
-        """Compare a text with the most similar indexed row; return None if they are not near-duplicates."""
+        """Compare a text with the most similar row of the index. Return None if they are not near-duplicates."""
         query = grams(text)
         first, last = (np.searchsorted(self.values, query, side) for side in ("left", "right"))
         counts = last - first
@@ -73,9 +73,9 @@ def closure(
 ) -> list[NearDuplicate]:
     """Return the near-duplicates of the queries, the near-duplicates of these, and so on, in the order of discovery.
 
-    ``queries`` holds (id, text) pairs; each call of ``rows()`` returns a new iterator over such pairs. ``near`` is
-    the minimum Jaccard similarity. Raise DataError if it is not in (0, 1], or if the last round still finds
-    near-duplicates.
+    ``queries`` are (id, text) pairs. Each call of ``rows()`` returns a new iterator over such pairs. ``near`` is the
+    minimum Jaccard similarity. Raise DataError if ``near`` is not in (0, 1], or if the last of `ROUNDS` rounds still
+    finds near-duplicates.
     """
     if not 0 < near <= 1:
         raise DataError(f"near is {near}; allowed: a similarity above 0 and at most 1")

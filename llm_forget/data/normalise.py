@@ -17,14 +17,18 @@ if TYPE_CHECKING:
     import pyarrow
     from datasets import Dataset
 
-RowNamer = Callable[[int], str]  # row number -> name of the row in errors
+RowNamer = Callable[[int], str]  # row number -> file and row, for error messages
 _FORMAT = 1  # part of the cache key; raise it when the same input gives different rows
 _NOT_BLANK = r"[\pL\pN\pP]"  # such text is certainly not blank; other text is checked row by row
 _PLAIN = r"^[\pL\pN\pP ]*[\pL\pN\pP][\pL\pN\pP ]*$"  # such ids have one line and are not blank
 
 
 def normalise_table(table: Dataset, where: RowNamer, id_field: str | None, source_index: int) -> Dataset:
-    """Check every row and add the columns that later steps need. ``where`` names an invalid row in the error."""
+    """Check every row, and return the table with the columns ``id``, ``source_index``, ``prompt`` and ``completion``.
+
+    The last two are added for rows with question and answer. ``id_field`` is the column with ids; without one, ids are
+    digests of the content. For an invalid row, raise DataError with the name that ``where`` returns.
+    """
     from datasets.fingerprint import Hasher
 
     with bar_if_long(len(table)):
@@ -71,7 +75,10 @@ def _check_ids(ids: pyarrow.ChunkedArray, indices: list[int], where: RowNamer, f
 
 
 def _forms(table: pyarrow.Table) -> tuple[np.ndarray | None, np.ndarray]:
-    """Return two masks ``[N]``: rows in question/answer form (None without such columns), and certainly valid rows."""
+    """Return two masks ``[N]``: (row has question/answer form, row is certainly valid).
+
+    The first is None if the table has no such columns. Rows that are not certainly valid need a check in Python.
+    """
     filled_columns = {name: ~np.asarray(table[name].is_null()) for name in table.column_names if name in FIELDS}
     none = np.zeros(len(table), dtype=bool)
     free, sound, is_question = ~none, none, None
@@ -108,6 +115,6 @@ def _from_question_form(table: pyarrow.Table, is_question: np.ndarray, field: st
 
 
 def _with_column(table: pyarrow.Table, name: str, values: Any) -> pyarrow.Table:
-    """Return the table with a column added, or replaced at the same position."""
+    """Return the table with a new column, or with an existing column replaced at the same position."""
     position = table.column_names.index(name) if name in table.column_names else None
     return table.append_column(name, values) if position is None else table.set_column(position, name, values)

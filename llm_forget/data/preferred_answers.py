@@ -1,4 +1,4 @@
-"""Preferred answers for rows to forget: refusals (IdkDPO) or alternative answers from the data (AltPO)."""
+"""Give forget rows the answers to prefer: refusals (IdkDPO), or alternative answers from the data (AltPO)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FIELD = "alternate"  # column with preferred answers
 
 
 def load_refusals(spec: Spec, *, data_path: str | None = None) -> list[str]:
-    """Load refusals from a source, or from a text file with one per line. Raise DataError if a row has no text."""
+    """Return refusals from a source of rows, or from a file with one per line. Raise DataError if rows have no text."""
     if isinstance(spec, str) and Path(spec).is_file() and Path(spec).suffix in (".txt", ".jsonl"):
         lines = read_lines(Path(spec))
         if lines and not all(_is_object(line) for line in lines):
@@ -42,10 +42,10 @@ def with_alternates(
     seed: int = 0,
     data_path: str | None = None,
 ) -> Dataset:
-    """Replace the answer of each row by a sentence from ``refusals``, or by default from its column ``alternate``.
+    """Return the rows with each answer replaced by a refusal from ``refusals``, or from the row's column ``alternate``.
 
-    If there are several sentences, row id and ``seed`` choose one. Raise DataError if a row has no answer to
-    replace or no preferred answer.
+    If there are several sentences, row id and ``seed`` select one. Raise DataError if a row has no answer to replace,
+    or no preferred answer.
     """
     if refusals is None and FIELD not in rows.column_names:
         raise DataError(
@@ -69,7 +69,7 @@ def with_alternates(
 
 
 def pair_windows(forget: Dataset, alternates: Dataset) -> Dataset:
-    """Return the row of ``alternates`` for each forget window. Raise DataError for a missing or too long alternate."""
+    """Return the row of ``alternates`` with the id of each forget window. Raise DataError if missing or too long."""
     import pyarrow.compute as pc
 
     alternate_ids, forget_ids = arrow_column(alternates, "id"), arrow_column(forget, "id")

@@ -1,4 +1,4 @@
-"""Private temporary files for large tables of local rows. They are removed, so no copy of the rows remains.
+"""Private temporary files for large tables of local rows. They are always removed, so no copy of the rows remains.
 
 A table larger than `IN_MEMORY` is stored in a memory-mapped file. The file is in a folder below ``$TMPDIR`` (or
 ``/tmp``) that only this user can read. If ``/tmp`` is a file system in memory, set TMPDIR to a folder on a disk. The
@@ -29,13 +29,13 @@ _open_locks: list[Any] = []  # the folder's lock, open until the process exits
 
 
 def scratch_file() -> Path:
-    """Return a new file name in the private folder of this process."""
+    """Return the path of a new file in the private folder of this process. The file is not created."""
     return scratch_folder() / f"{os.getpid()}-{next(_number)}.arrow"
 
 
 @cache
 def scratch_folder() -> Path:
-    """Return the private folder of this process. Raise DataError if other users can access its parent folder."""
+    """Create the private folder of this process, and return it. Raise DataError if others can access its parent."""
     root = Path(tempfile.gettempdir()) / f"llm_forget-{os.getuid()}"
     root.mkdir(mode=0o700, exist_ok=True)
     status = root.lstat()
@@ -61,7 +61,7 @@ def sweep(root: Path) -> None:
 
 
 def map_storage(rows: Dataset) -> dict[str, Any]:
-    """Return arguments that make `Dataset.map` store its results like ``rows``: Hub cache, private folder or memory."""
+    """Return arguments of `Dataset.map` that store its result where ``rows`` are: Hub cache, private folder, memory."""
     from datasets.table import MemoryMappedTable
 
     blocks = [block for line in getattr(rows.data, "blocks", [[rows.data]]) for block in line]
@@ -87,7 +87,7 @@ def _locked(path: Path, *, wait: bool = True) -> IO[str]:
 
 
 def _remove_at_exit(folder: Path) -> None:
-    """Remove the folder at exit. If the process is killed, a child shell removes it when the pipe to it closes."""
+    """Remove the folder when this process exits. If it is killed, a child shell notices this and removes the folder."""
     script = 'trap "" HUP INT TERM; read -r _; rm -rf -- "$1"'
     waiting = subprocess.Popen(
         ["/bin/sh", "-c", script, "sh", str(folder)],

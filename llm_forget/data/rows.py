@@ -1,4 +1,7 @@
-"""Forms, ids and content of rows, and checks of rows. Errors name file and row number (from 1) or id, never text."""
+"""Functions that check rows and read their form, id and content.
+
+Errors name the file and the row number (from 1) or the row id, but never contain text of a row.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 Message = dict[str, str]
 
-# Forms of a row and the columns that each needs; a row has the first form whose columns it fills.
+# Forms of a row, and the columns that each form needs. A row has the first form whose columns all have values.
 FORMS: dict[str, tuple[str, ...]] = {
     "messages": ("messages",),
     "prompt/completion": ("prompt", "completion"),
@@ -30,7 +33,7 @@ _ZERO_WIDTH = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff\u00ad\u180e
 
 
 def row_form(row: Row, where: str) -> str:
-    """Return the first form in `FORMS` whose columns the row fills. Raise DataError if it fills no form."""
+    """Return the form of a row, the first in `FORMS` whose columns all have values. Raise DataError if it has none."""
     for form, columns in FORMS.items():
         if all(row.get(column) is not None for column in columns):
             return form
@@ -44,7 +47,7 @@ def row_form(row: Row, where: str) -> str:
 
 
 def column_hint(name: str, columns: Iterable[str]) -> str:
-    """Suggest a similar column, or list all columns unless their names may be data of a CSV file without a header."""
+    """Return a hint for an error: a similar column, or all columns if their names cannot be data of a CSV file."""
     columns = list(columns)
     hint = did_you_mean(name, columns)
     return hint if hint.startswith("did you mean") or _are_names(columns) else f"it has {_listed(columns)}"
@@ -61,7 +64,10 @@ def _are_names(columns: Iterable[str]) -> bool:
 
 
 def normalise_row(row: Row, where: str) -> dict[str, Any]:
-    """Check a row and return the columns to add (``prompt`` and ``completion``). Raise DataError if it is invalid."""
+    """Check a row. Return columns to add: ``prompt`` and ``completion`` for a question and answer, otherwise none.
+
+    Raise DataError if the row is invalid. ``where`` names the row in the error.
+    """
     form = row_form(row, where)
     added: dict[str, Any] = {}
     if form == "question/answer":
@@ -79,7 +85,7 @@ def normalise_row(row: Row, where: str) -> dict[str, Any]:
 
 
 def conversation(row: Row) -> tuple[list[Message], int]:
-    """Return the messages of a row (not running text), and the number of prompt messages, which carry no loss."""
+    """Return (messages, number of prompt messages) of a row that is not running text. Prompt messages carry no loss."""
     if row.get("messages") is not None:
         return _messages(row["messages"]), 0
     prompt = _messages(row["prompt"], "user")
@@ -87,14 +93,14 @@ def conversation(row: Row) -> tuple[list[Message], int]:
 
 
 def question(row: Row) -> str:
-    """Return what a row (not running text) asks: its messages without system messages and without target answers."""
+    """Return the question of a row that is not running text: all user and prompt messages except system messages."""
     messages, prompts = conversation(row)
     asked = (m for i, m in enumerate(messages) if m["role"] == "user" or (i < prompts and m["role"] != "system"))
     return "\n".join(m["content"] for m in asked)
 
 
 def is_text(row: Row) -> bool:
-    """Return whether a row is running text, without prompt and answer."""
+    """Return whether a row is running text, which has no prompt and no answer."""
     return row.get("messages") is None and row.get("completion") is None
 
 
@@ -123,7 +129,7 @@ def with_question(row: Row, template: str) -> dict[str, Any]:
 
 
 def content(row: Row) -> str:
-    """Return all text of a row as one string, to derive ids and to find overlaps."""
+    """Return all text of a row as one string. Ids of rows are derived from it, and overlaps are found with it."""
     if is_text(row):
         return str(row["text"])
     return " ".join(m["content"] for m in conversation(row)[0])
@@ -143,7 +149,7 @@ def derived_id(row: Row) -> str:
 
 
 def check_ids(ids: Sequence[Any], wheres: Sequence[str], *, field: str) -> None:
-    """Raise DataError for an id that is not a string, is empty, or contains a line break."""
+    """Raise DataError if an id is not a string, is empty, or contains a line break. ``wheres`` name the rows."""
     for value, where in zip(ids, wheres, strict=True):
         if not isinstance(value, str):
             kind = "nothing" if value is None else type(value).__name__
@@ -158,7 +164,7 @@ def check_ids(ids: Sequence[Any], wheres: Sequence[str], *, field: str) -> None:
 
 
 def check_unique(ids: pyarrow.ChunkedArray, where: Callable[[int], str]) -> None:
-    """Raise DataError if two rows have the same id. ``where`` returns the name of a row from its number."""
+    """Raise DataError if two rows have the same id. ``where(number)`` returns the name of a row for the error."""
     import pyarrow.compute as pc
 
     if pc.count_distinct(ids).as_py() == len(ids):
@@ -187,7 +193,7 @@ def check_overlap(forget: Iterable[Row], retain: Iterable[Row]) -> None:
 
 
 def _content_rows(rows: Iterable[Row]) -> Iterable[Row]:
-    """Return rows with ids and content. A table is read in parts, without other columns."""
+    """Iterate over the ids and contents of rows. A table is read in parts and without its other columns."""
     from datasets import Dataset
 
     if not isinstance(rows, Dataset):
@@ -202,7 +208,7 @@ def _content_key(row: Row) -> bytes:
 
 
 def rename_fields(columns: Sequence[str], fields: Mapping[str, str], where: str) -> dict[str, str]:
-    """Return ``{column: field}`` from a map ``{field: column}``. Raise DataError for unknown or repeated names."""
+    """Return ``{column: field}`` of columns to rename, from ``{field: column}``. Raise DataError for invalid names."""
     for field, column in fields.items():
         if field not in FIELDS:
             raise DataError(f"`fields` of {where} has no field '{field}'; {did_you_mean(field, FIELDS)}")
@@ -216,7 +222,7 @@ def rename_fields(columns: Sequence[str], fields: Mapping[str, str], where: str)
 
 
 def inner_values(values: Sequence[Any], path: str, column: str, where: str) -> list[Any]:
-    """Return the values at ``path`` in a column of mappings: ``prompt.text`` is key ``text`` in column ``prompt``."""
+    """Return the value at ``path`` in each mapping of a column; ``prompt.text`` is key ``text`` of ``prompt``."""
     keys = path[len(column) + 1 :].split(".")
     return [_inner(value, keys, column, path, f"{where} row {number}") for number, value in enumerate(values, start=1)]
 
@@ -235,7 +241,7 @@ def _inner(value: Any, keys: Sequence[str], column: str, path: str, where: str) 
 
 
 def _messages(content: Any, role: str = "") -> list[Message]:
-    """Return a list of messages without empty keys, or a text as one message of ``role``."""
+    """Return a list of messages without keys that are None. Convert a text to one message of ``role``."""
     if isinstance(content, str):
         return [{"role": role, "content": content}]
     # Arrow gives every struct all keys of the column; a template must not see keys that the row lacks.

@@ -1,4 +1,4 @@
-"""Load checked rows with ids from the sources that a recipe names.
+"""Load rows from the sources that a recipe names, check them, and give each an id.
 
 A source is a file, a folder, a Hub data set, ``builtin:NAME``, a mapping with the keys of `Source`, or a list of these.
 """
@@ -40,16 +40,16 @@ Spec = str | Mapping[str, Any] | Sequence[Any]
 
 @dataclass(frozen=True)
 class Source:
-    """A file, folder or data set, and the selection of its rows."""
+    """A file, folder or data set, with settings that select rows from it."""
 
     path: str
     name: str | None = None  # configuration of a Hub data set, or file name without ending in a folder
     split: str | None = None  # of a Hub data set; default "train"
     revision: str | None = None  # commit, tag or branch of a Hub data set
-    weight: float | None = None  # share of this source in a mixture, relative to the others
-    fields: Mapping[str, str] | None = None  # {prompt: column, ...}; "column.key" reaches into objects
+    weight: float | None = None  # how often rows of this source are drawn in a mixture, relative to other sources
+    fields: Mapping[str, str] | None = None  # {prompt: column, ...}; "column.key" is a key of objects in a column
     filter: Mapping[str, Any] | None = None  # {column: value or list of values}
-    ids: Sequence[str] | str | None = None  # only these rows; or a text file with one id a line
+    ids: Sequence[str] | str | None = None  # ids of the rows to use, or a text file with one id per line
     limit: int | None = None  # maximum number of selected rows; the first ones are used
     id_field: str | None = None  # column with the ids; default "id" if that column exists
 
@@ -60,15 +60,16 @@ def load_source(
     """Return the rows of one or several sources in the order of the data. Raise DataError if they cannot be used.
 
     Args:
-        split_name: purpose of the rows (``forget``, ...); every error begins with it.
+        spec: the source or sources, as in a recipe.
+        split_name: use of the rows, such as ``forget``. Every error begins with it.
         data_path: folder to read instead of the Hub: ``<data_path>/<name>.*``, or ``<data_path>/<name>/<split>.*`` if
             the split is not train. The default of ``name`` is ``split_name``.
         fields: the column of each field, e.g. ``{prompt: instruction, completion: output}``. The column ``prompt.text``
             is the key ``text`` of the objects in column ``prompt``.
 
     Returns:
-        Rows with ``id``, ``prompt`` and ``completion``, ``messages`` or ``text``, ``source_index`` (position in the
-        list), and all other columns of the data.
+        A table with the columns ``id``; ``prompt`` and ``completion``, ``messages`` or ``text``; ``source_index``
+        (number of the row's source, from 0); and all other columns of the data.
     """
     from datasets import concatenate_datasets
 
@@ -94,7 +95,7 @@ def load_source(
 
 
 def parse_spec(spec: Spec, split_name: str) -> list[Source]:
-    """Return the sources of a spec. Raise DataError for an unknown key or a value of the wrong type."""
+    """Return the sources that a recipe's value describes. Raise DataError for an unknown key or a wrong type."""
     if isinstance(spec, str):
         return [Source(path=spec)]
     if isinstance(spec, Mapping):
@@ -107,7 +108,7 @@ def parse_spec(spec: Spec, split_name: str) -> list[Source]:
 
 
 def mixture_weights(spec: Spec, split_name: str) -> list[float] | None:
-    """Return one weight per source of a mixture, or None if no source has a weight: all rows then count equally."""
+    """Return one weight per source, or None if no source has one. Raise DataError if only some weights are above 0."""
     weights = [source.weight for source in parse_spec(spec, split_name)]
     if all(weight is None for weight in weights):
         return None
@@ -159,7 +160,7 @@ def _load_one(
     starts = np.cumsum([0, *map(len, tables)])
 
     def where(row: int) -> str:
-        """Return the file name and row number of a selected row."""
+        """Return file name and row number (from 1) of a selected row as text for error messages."""
         line = int(chosen[row])
         part = int(np.searchsorted(starts, line, side="right")) - 1
         return f"{parts[part][0]} row {line - int(starts[part]) + 1}"
@@ -181,7 +182,7 @@ def _with_fields(table: Dataset, field_map: Mapping[str, str], where: str) -> Da
 
 
 def _with_inner_columns(table: Dataset, field_map: Mapping[str, str], where: str) -> Dataset:
-    """Add a column for each path of the field map that points inside objects (``prompt.text``)."""
+    """Add a column for each path of the field map that names a key inside objects, such as ``prompt.text``."""
     for path in dict.fromkeys(path for path in field_map.values() if isinstance(path, str)):
         heads = [column for column in table.column_names if path.startswith(f"{column}.")]
         if path not in table.column_names and heads:
@@ -214,7 +215,7 @@ def _read(source: Source, split_name: str, data_path: str | None) -> list[tuple[
 
 
 def _hub_file(folder: Path, name: str, split: str | None) -> tuple[str, Dataset]:
-    """Return the local file that replaces a Hub data set: ``<name>.*`` (train) or ``<name>/<split>.*``."""
+    """Return (file name, table) of the file in place of a Hub data set: ``<name>.*`` or ``<name>/<split>.*``."""
     return _named_file(folder, name) if split in (None, "train") else _named_file(folder / name, str(split))
 
 

@@ -1,4 +1,4 @@
-"""Subjects of rows: rows about one subject are alike, so intervals resample subjects with all their rows."""
+"""Number the subjects of rows. Rows about one subject are alike, so bootstrap intervals resample whole subjects."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,10 @@ Numbers = NDArray[np.int64]  # [n] number of the subject of each scored row, fro
 
 
 def subject_numbers(rows: NDArray[np.float64], subjects: Sequence[str] | None) -> Numbers:
-    """Return the number of the subject of each scored row of ``[N]``; without or with only one subject, of the row."""
+    """Return the number of the subject of each scored row (not NaN) of ``rows`` ``[N]``: ``[n]``, from 0.
+
+    Without subjects, or with only one, each row counts as its own subject.
+    """
     places = np.flatnonzero(~np.isnan(rows))
     if subjects is not None and len(places):
         _, numbers = np.unique(np.asarray(subjects)[places], return_inverse=True)
@@ -20,19 +23,19 @@ def subject_numbers(rows: NDArray[np.float64], subjects: Sequence[str] | None) -
 
 
 def subject_count(numbers: Numbers) -> int:
-    """Return the number of subjects; 0 without rows."""
+    """Return how many subjects ``numbers`` contain: the highest number plus 1, or 0 without rows."""
     return int(numbers.max(initial=-1)) + 1
 
 
 def drawn_rows(draws: NDArray[np.int64], numbers: Numbers) -> NDArray[np.int64]:
-    """Return how often each row is drawn if its subject is: subjects ``[b, g]`` drawn, give ``[b, n]``."""
+    """Return how often each row is drawn, ``[b, n]``, if the subjects ``[b, g]`` are drawn with all their rows."""
     return occurrences(draws, subject_count(numbers))[..., numbers]
 
 
 def occurrences(values: NDArray[np.int64], groups: int, weights: NDArray[np.int64] | None = None) -> NDArray[Any]:
-    """Count how often each value below ``groups`` occurs along the last axis: ``[..., n]`` gives ``[..., groups]``.
+    """Count how often each number from 0 to ``groups - 1`` occurs along the last axis of ``values`` ``[..., n]``.
 
-    Each value counts ``weights`` times, ``[..., n]``; once without them.
+    Return ``[..., groups]``. Each value counts as often as its weight in ``weights`` ``[..., n]`` (default: once).
     """
     values = values if weights is None else np.broadcast_to(values, weights.shape)
     rows = values.reshape(-1, values.shape[-1])  # [b, n]

@@ -1,4 +1,4 @@
-"""Arrow tables of rows, built in parts: in memory, or in the private folder if they are large."""
+"""Build Arrow tables of rows in parts: in memory, or in files of the private folder if they are large."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     import pyarrow
     from datasets import Dataset
 
-PART = 10_000  # rows that exist as Python objects at the same time
+PART = 10_000  # maximum number of rows that exist as Python objects at the same time
 _JSON_TYPES = {dict: "an object", list: "a list", str: "a text", int: "a number", float: "a number"}
 
 
 def table_of(rows: Iterable[dict[str, Any]], name: str, *, large: bool = False) -> Dataset:
-    """Return rows as a table, on disk if ``large``. Raise DataError if there are no rows or if a column mixes types."""
+    """Return rows as a table, on disk if ``large``. Raise DataError if there are no rows or a column mixes types."""
     return store_parts(_row_parts(iter(rows), name), name, large=large)
 
 
 def store_parts(parts: Iterable[pyarrow.Table], name: str, *, large: bool) -> Dataset:
-    """Combine parts into one table, on disk if ``large``. Raise DataError if there are no rows or columns mix types."""
+    """Combine tables into one, on disk if ``large``. Raise DataError if there are no rows or a column mixes types."""
     import pyarrow
     from datasets import Dataset, concatenate_datasets
 
@@ -50,7 +50,7 @@ def is_text_type(kind: pyarrow.DataType) -> bool:
 def membership(
     values: Sequence[str] | pyarrow.ChunkedArray, allowed: Sequence[str] | pyarrow.ChunkedArray
 ) -> np.ndarray:
-    """Return a mask ``[N]`` of the values that are in ``allowed``; a null value gives False."""
+    """Return a mask ``[N]`` that is True for values that are in ``allowed``, and False for null values."""
     import pyarrow
     import pyarrow.compute as pc
 
@@ -67,7 +67,7 @@ def arrow_column(table: Dataset, name: str) -> pyarrow.ChunkedArray:
 
 
 def _write_parts(parts: Iterable[pyarrow.Table], name: str) -> list[Any]:
-    """Write the parts to a file. If the schema changes, start a new file, and merge all files at the end."""
+    """Write the parts to files, a new one whenever the schema changes. Merge them, and return a list with one path."""
     import pyarrow
 
     files: list[Any] = []
@@ -140,5 +140,5 @@ def _check_one_type(key: str, values: list[Any], name: str, start: int, kinds: d
 
 
 def kind_of_json(value: Any) -> str:
-    """Return the type of a JSON value in words."""
+    """Return the type of a JSON value in words, such as ``a list``."""
     return _JSON_TYPES.get(type(value), "no object")

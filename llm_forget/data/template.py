@@ -1,7 +1,8 @@
-"""Render a row as one string with the spans of its answers, and keep control tokens apart from text.
+"""Render a row as one string, mark the spans of its answers, and distinguish control tokens from text.
 
-An answer that contains ``</s>`` must not end the turn. Therefore special-token strings in a row are masked before the
-chat template is applied. Then the control tokens of the template are renamed, and the text of the row is restored.
+If an answer contains the text ``</s>``, this text must not end the turn. Therefore special-token strings in a row are
+masked before the chat template is applied. Then the control tokens of the template are renamed, and the text of the
+row is restored.
 """
 
 import re
@@ -24,18 +25,18 @@ _END_OF_TURN = re.compile("\\s*\ufdd0\\d+\ufdd1")
 
 @dataclass(frozen=True)
 class Template:
-    """The format of prompts and completions: the tokenizer's chat template, or strings from the config."""
+    """The format of prompts and completions: the tokenizer's chat template, or the strings of a recipe."""
 
-    chat: bool
+    chat: bool  # True: use the chat template, and ignore prompt_template and completion_end
     prompt_template: str = DEFAULT_PROMPT_TEMPLATE
-    completion_end: str | None = None  # plain only; default: the tokenizer's end-of-sequence token
+    completion_end: str | None = None  # default: the tokenizer's end-of-sequence token
     system_prompt: str | None = None
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)  # e.g. {"enable_thinking": False}
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """Text with renamed control tokens (see `control_name`), and the character spans that carry loss."""
+    """A row as text with renamed control tokens (see `control_name`), and the spans of characters that carry loss."""
 
     text: str
     targets: list[tuple[int, int]]
@@ -50,7 +51,7 @@ def template_for(
     system_prompt: str | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> Template:
-    """Return the template for a tokenizer, by default its chat template. Raise DataError for unsuitable settings."""
+    """Return the template, by default the tokenizer's chat template if it has one. Raise DataError for bad settings."""
     if use_chat_template and not tokenizer.chat_template:
         raise DataError("use_chat_template is true, but this tokenizer has no chat template; set it to false")
     if prompt_template.count("{prompt}") != 1:
@@ -62,12 +63,12 @@ def template_for(
 
 
 def control_name(number: int) -> str:
-    """Return the name of a control token in a rendered string. No row can contain this name."""
+    """Return the name of the control token with id ``number`` in rendered strings. No row can contain this name."""
     return f"{_CONTROL[0]}{number}{_CONTROL[1]}"
 
 
 def special_tokens(tokenizer: Any) -> dict[str, int]:
-    """Return ``{string: id}`` of special tokens, longest first. Other added tokens (``<tool_call>``) count as text."""
+    """Return ``{string: id}`` of the special tokens, longest first. Other added tokens (``<tool_call>``) are text."""
     added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
     special = {token.content: number for number, token in added.items() if token.special}
     special |= {name: tokenizer.convert_tokens_to_ids(name) for name in tokenizer.all_special_tokens}
@@ -75,7 +76,7 @@ def special_tokens(tokenizer: Any) -> dict[str, int]:
 
 
 def render(row: Row, tokenizer: Any, template: Template, special: Mapping[str, int]) -> Rendered:
-    """Render a row as one string. Raise DataError if the template cannot express its messages."""
+    """Render a row, with ``special`` from `special_tokens`. Raise DataError if the template refuses its messages."""
     masking = _Masking(special)
     if is_text(row):
         return _finish(_START + masking.hide(row["text"], row) + _END, masking)
@@ -152,11 +153,11 @@ def _render_plain(messages: list[Message], answers: list[int], tokenizer: Any, t
 def _render_chat(
     messages: list[Message], answers: list[int], tokenizer: Any, template: Template, masking: _Masking, row_id: str
 ) -> str:
-    """Render the conversation once with the chat template, with marks around the answers.
+    """Render a conversation with the chat template, and return the text with marks around the answers.
 
-    The messages before an answer are also rendered alone, with the generation prompt. The answer starts where this
-    text ends, or where it first differs from the whole text (some templates insert an empty thinking block). The
-    answer ends with the first control token after its content, or with the end-of-sequence token.
+    To find the start of an answer, the messages before it are also rendered alone, with the generation prompt. The
+    answer starts where this prompt ends, or where it first differs from the whole text (some templates insert an empty
+    thinking block). The answer ends with the first control token after its content, or with the end-of-sequence token.
     """
     marked = [dict(m) for m in messages]
     for index in answers:

@@ -1,7 +1,8 @@
-"""Tokenise rows, with labels on the answers: the whole string is encoded once, and offsets give the boundaries.
+"""Tokenise rows, with labels on the tokens of answers.
 
-A token can straddle a boundary: the space after ``Answer:`` merges with the first word. Such a token belongs to the
-answer, so the prompt for generation is an exact prefix of the ids used in training.
+The whole string of a row is encoded at once, and character offsets show which tokens belong to an answer. A token can
+cross the start of an answer: the space after ``Answer:`` merges with the first word. Such a token belongs to the
+answer, so the prompt for generation is an exact prefix of the token ids used in training.
 """
 
 from __future__ import annotations
@@ -27,17 +28,17 @@ _FORMAT = 1  # part of the cache key; raise it when the same row gives different
 
 @dataclass(frozen=True)
 class Encoded:
-    """The token ids and labels of one window of a row. Most rows have one window."""
+    """The token ids and labels of one window of a row. Only rows longer than ``max_length`` have several windows."""
 
-    id: str
+    id: str  # id of the row
     input_ids: list[int]
     labels: list[int]  # the same ids, -100 at positions without loss
-    prompt_ids: list[int]  # prompt for generation: the prefix of the row's ids up to its (last) answer
-    window: int = 0
+    prompt_ids: list[int]  # prompt for generation: all ids of the row before its last answer
+    window: int = 0  # number of the window in its row, from 0
 
 
 class ControlTokenizer:
-    """A copy of a fast tokenizer that encodes each `control_name` as a control token and ``</s>`` as plain text."""
+    """A copy of a fast tokenizer. It encodes each `control_name` as its control token, and ``</s>`` as plain text."""
 
     def __init__(self, tokenizer: Any) -> None:
         from tokenizers import AddedToken
@@ -61,7 +62,7 @@ class ControlTokenizer:
         self._forbidden = set(self.special.values()) - {tokenizer.unk_token_id}
 
     def encode(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]], list[bool]]]:
-        """Return ids, character offsets and a mask of control tokens for each text."""
+        """Return (token ids, character offsets, whether each token is a control token) for each text."""
         out = []
         for index, encoding in enumerate(self._backend.encode_batch(list(texts), add_special_tokens=False)):
             ids = encoding.ids
@@ -72,7 +73,7 @@ class ControlTokenizer:
         return out
 
     def digest(self) -> str:
-        """Return a digest that changes whenever the tokenizer gives other ids."""
+        """Return a digest of the tokenizer's data. Tokenizers that encode differently have different digests."""
         import hashlib
 
         return hashlib.sha256(self._backend.to_str().encode() + repr(self.prefix).encode()).hexdigest()
@@ -88,7 +89,7 @@ _CONTROL_TOKENIZERS: WeakKeyDictionary[Any, tuple[int, ControlTokenizer]] = Weak
 
 
 def control_tokenizer(tokenizer: Any) -> ControlTokenizer:
-    """Return the `ControlTokenizer` of a tokenizer, cached until tokens are added."""
+    """Return the `ControlTokenizer` of a tokenizer. It is cached until tokens are added to the tokenizer."""
     size, cached = _CONTROL_TOKENIZERS.get(tokenizer, (-1, None))
     if cached is None or size != len(tokenizer):
         cached = ControlTokenizer(tokenizer)
@@ -97,16 +98,16 @@ def control_tokenizer(tokenizer: Any) -> ControlTokenizer:
 
 
 def ids_inside_a_sentence(tokenizer: Any) -> Callable[[str], list[int]]:
-    """Return a function that gives the token ids of a word or name inside a sentence, where a space precedes it."""
+    """Return a function that maps a word or name to its token ids inside a sentence, that is, after a space."""
     return lambda text: list(control_tokenizer(tokenizer).encode([f" {text}"])[0][0])
 
 
 def encode_rows(
     rows: Iterable[Row], tokenizer: Any, template: Template, *, max_length: int | None = None, stride: int = 0
 ) -> list[list[Encoded]]:
-    """Return the windows of each row. Raise DataError, which names the id, if a row cannot be encoded.
+    """Return the encoded windows of each row. Raise DataError with the row's id if a row cannot be encoded.
 
-    A window has at most ``max_length`` tokens, and repeats ``stride`` tokens of the previous window as context.
+    A window has at most ``max_length`` tokens, and repeats ``stride`` tokens of the window before it as context.
     """
     rows = list(rows)
     control = control_tokenizer(tokenizer)
@@ -135,9 +136,10 @@ def tokenise_dataset(
     stride: int = 0,
     num_proc: int | None = None,
 ) -> Dataset:
-    """Return all windows of all rows, in order, with columns ``id, input_ids, labels, window, source_index``.
+    """Return a table of all windows of all rows, with columns ``id, input_ids, labels, window, source_index``.
 
-    Only tokens of Hub splits in the cache of `datasets` are cached. Other tokens leave no copy (see `map_storage`).
+    If the rows are in the Hub cache of `datasets`, their tokens are cached there, too. All other tokens leave no copy
+    (see `map_storage`).
     """
     from datasets.fingerprint import Hasher
 
@@ -160,7 +162,7 @@ def tokenise_dataset(
 
 
 def tokenise_rows(rows: Sequence[Row], tokenizer: Any, template: Template, **limits: Any) -> Dataset:
-    """Return what `tokenise_dataset` returns, for rows in memory that leave no copy; ``limits`` as in `encode_rows`."""
+    """Return a table as `tokenise_dataset` does, for rows in memory. No copy remains. ``limits``: see `encode_rows`."""
     from datasets import Dataset
 
     columns = ("id", "input_ids", "labels", "window")
@@ -189,7 +191,7 @@ def _encode_batch(batch: dict[str, list[Any]], **options: Any) -> dict[str, list
 
 
 def _prefix_ids(tokenizer: Any) -> list[int]:
-    """Return the ids of the special tokens that a tokenizer adds before a text."""
+    """Return the ids of the special tokens that a tokenizer inserts before a text."""
     alone = tokenizer("a", add_special_tokens=False)["input_ids"]
     whole = tokenizer("a")["input_ids"]
     cut = next(i for i in range(len(whole) - len(alone) + 1) if whole[i : i + len(alone)] == alone)
@@ -197,7 +199,7 @@ def _prefix_ids(tokenizer: Any) -> list[int]:
 
 
 def _answer_numbers(rendered: Rendered, offsets: list[tuple[int, int]], is_control: list[bool]) -> list[int]:
-    """Return the number of the answer of each token, or -1. A token that straddles the start belongs to the answer."""
+    """Return each token's answer number from 0, or -1. A token that crosses an answer's start belongs to the answer."""
     if len(rendered.targets) == 1:
         start, stop = rendered.targets[0]
         spans = zip(offsets, is_control, strict=True)
@@ -241,8 +243,9 @@ def windows(
 ) -> list[tuple[int, int, int]]:
     """Split a row into windows ``(start, stop, new)``: tokens ``start:stop``, of which ``new:stop`` are new.
 
-    Every later window begins with the first ``keep`` tokens (the prompt) and repeats ``stride`` tokens, at least
-    one if ``keep`` is 0. Windows without a target are dropped. Raise DataError if there is no room for new tokens.
+    All windows but the first also begin with the first ``keep`` tokens of the row (the prompt), and repeat ``stride``
+    tokens of the window before, at least one if ``keep`` is 0. Windows without a target are left out. Raise DataError
+    if a window has no room for new tokens.
     """
     length = len(labels)
     if max_length is None or length <= max_length:

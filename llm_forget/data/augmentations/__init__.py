@@ -1,7 +1,7 @@
-"""Augmentations: further rows that ask for the fact of a row in another way; one file each, file name = key.
+"""Augmentations: functions that make further training rows from a row, which ask for the same fact in another way.
 
-A new file here with one function under ``@augmentation(...)`` is found without editing anything else. Files that start
-with an underscore are not augmentations.
+Each is one file with the name of its key in the recipe. To add one, add a file with one function that is decorated with
+``@augmentation(...)``. Files whose name starts with ``_`` are not augmentations.
 """
 
 import importlib

@@ -12,11 +12,11 @@ from llm_forget.data.rows import Row, is_text
 
 @augmentation(paper="arXiv:2607.09236", needs="a name in its question or text that has aliases")
 def alias(row: Row, name: str, *, names: Any = REQUIRED) -> Added:
-    """The row with a name replaced by each of its aliases, wherever the row has it as a whole word (in scripts
-    without capitals, anywhere).
+    """Yield one row per alias of a name in the row, with the name replaced by this alias.
 
-    ``names`` is ``{column: aliases}``, where the column holds the aliases of the row's subject (a text or a list), or
-    ``{name: aliases}``. Raises ConfigError for another form.
+    Only whole words are replaced; in scripts without capital letters, every occurrence. ``names`` is either
+    ``{column: COLUMN}``, a column with the aliases of the row's subject (a text or a list), or ``{name: aliases}``.
+    Raise ConfigError for another form.
     """
     for present, other in _pairs(row, name, names):
         replaced = replacement(present, other, parts=False)
@@ -26,7 +26,7 @@ def alias(row: Row, name: str, *, names: Any = REQUIRED) -> Added:
 
 
 def _pairs(row: Row, name: str, names: Any) -> list[tuple[str, str]]:
-    """Return (name, alias) for each alias of a name."""
+    """Return all pairs (name, alias) that ``names`` contains for this row."""
     if not isinstance(names, Mapping) or not names:
         raise ConfigError("alias in the key augment must be a mapping: {column: COLUMN}, or names to their aliases")
     by_column = list(names) == ["column"] and isinstance(names["column"], str)

@@ -7,7 +7,7 @@ from llm_forget.core.registry import REQUIRED
 from llm_forget.data.augmentations._registry import Added, augmentation, question_and_answer
 from llm_forget.data.rows import Row, is_text, with_question
 
-# None of them is a phrasing that the suite `robustness` asks with: what it measures must not have been trained on.
+# The suite `robustness` uses none of these phrasings, because it must measure phrasings that were not trained.
 FRAMES = (
     "Can you help me with this? {prompt}",
     "{prompt} Tell me all that you remember of it.",
@@ -22,9 +22,10 @@ FRAMES = (
 
 @augmentation(paper="arXiv:2607.09236", needs="a question")
 def paraphrase(row: Row, name: str, *, k: Any = REQUIRED) -> Added:
-    """The row with its last question put into each of the first ``k`` of `FRAMES`, or of a list of own ones.
+    """Yield one row per frame, with the last question put into the frame at ``{prompt}`` and the answer unchanged.
 
-    The answer stays. Raises ConfigError for a number beyond those of `FRAMES`, or a frame without ``{prompt}``.
+    ``k`` is a number (the first ``k`` of `FRAMES`) or a list of frames. Raise ConfigError if the number is not in
+    1 to ``len(FRAMES)``, or if a frame has no ``{prompt}``.
     """
     frames = _frames(k)
     if not is_text(row) and question_and_answer(row)[0]:

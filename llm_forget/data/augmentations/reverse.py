@@ -1,4 +1,4 @@
-"""The other direction: from question and answer without the name to the name."""
+"""Ask for the name: the new question is the row's question and answer without the name; the new answer is the name."""
 
 import re
 
@@ -10,7 +10,8 @@ BLANK = "___"  # in place of the name
 
 @augmentation(paper="arXiv:2607.09236", needs="a question, and an answer beside the name of its subject", single=True)
 def reverse(row: Row, name: str, *, question: str = "Which person or thing is this about?") -> Added:
-    """One row: question and answer with ``___`` for the name and its words, then ``question``; its answer is the name.
+    """Yield one row whose answer is the name. It asks the old question and answer, with ``___`` for the name's words,
+    followed by ``question``. Yield nothing if the name cannot be blanked out.
 
     Example:
         "Where was Ada Stone born?", "In Rome." gives "Where was ___ born? In Rome. Which person or thing is this
@@ -25,7 +26,7 @@ def reverse(row: Row, name: str, *, question: str = "Which person or thing is th
 
 
 def _blanked(text: str, name: str) -> str:
-    """Replace the name in any case, and then each word of it that begins with a capital letter."""
+    """Replace the name by ``___``, in any case, and then each single word of the name that has a capital letter."""
     words = [word for word in re.split(r"[\s-]+", name) if word[:1].isupper() and len(word) > 1]
     text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", BLANK, text, flags=re.IGNORECASE)
     parts = "|".join(re.escape(part) for part in sorted(words, key=len, reverse=True))

@@ -1,7 +1,7 @@
-"""Teachers: what a model that never saw the rows to forget would say; one file each, file name = teacher name.
+"""Teachers: functions that give the logits which a model that never saw the forget rows would have on them.
 
-A new file here with one function under ``@teacher(...)`` is found without editing anything else. Files that start with
-an underscore are not teachers.
+Each teacher is one file of its name. To add one, add a file with one function that is decorated with
+``@teacher(...)``. Files whose name starts with ``_`` are not teachers.
 """
 
 import importlib

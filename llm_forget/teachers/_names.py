@@ -1,4 +1,4 @@
-"""Names of the subjects of rows for the teacher ``stranger``, and invented names to put in their place."""
+"""Find the names of the subjects of rows for the teacher ``stranger``, and invent names that replace them."""
 
 import random
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -12,10 +12,9 @@ DRAWS = 20_000  # combinations of words tried for one borrowed name
 
 
 def names_of(rows: Sequence[Row], column: str) -> list[str]:
-    """The name of the subject of each row, of which the row may have only a part; see `find_names`.
+    """Return the name of the subject of each row. The row's text may contain only a part of it (see `find_names`).
 
-    Raises:
-        DataError: a row has no name; names its id.
+    Raise DataError with the row's id if no name is found.
     """
     names = find_names(rows, column, parts=True)
     for row, name in zip(rows, names, strict=True):
@@ -28,7 +27,7 @@ def names_of(rows: Sequence[Row], column: str) -> list[str]:
 
 
 def other_names(rows: Sequence[Row], column: str) -> list[str]:
-    """The names of those of ``rows`` that have one; see `find_names`."""
+    """Return the names of the subjects of all rows for which `find_names` finds one."""
     return [name for name in find_names(rows, column) if name]
 
 
@@ -40,13 +39,11 @@ def borrowed_names(
     seed: int,
     in_parts: Collection[str] = (),
 ) -> dict[str, list[str]]:
-    """By name, ``count`` invented names: words of other names combined, with the same number of tokens.
+    """Return, for each name, ``count`` invented names with the same number of tokens.
 
-    For names of ``in_parts``, of which a row has the first or last name alone, each word has the same number of tokens
-    where there are such words.
-
-    Raises:
-        DataError: the other names have no words of such lengths.
+    An invented name combines words of ``others``. ``tokens`` returns the token ids of a text. For names in ``in_parts``
+    (their first or last name occurs by itself in a row), each word has the same number of tokens if such words exist.
+    Raise DataError if ``others`` have no words of the right lengths.
     """
     rng = random.Random(f"borrowed-{seed}")
     others = sorted(set(others))

@@ -1,4 +1,4 @@
-"""Registry of teachers, and what a teacher works with."""
+"""Registry of teachers, and the rows and models that a teacher receives."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,28 +14,29 @@ Function = TypeVar("Function", bound=Callable[..., Iterator[Tensor]])
 
 @dataclass(frozen=True)
 class Context:
-    """Rows and models of a teacher; who calls it loads the models.
+    """The rows and models that a teacher works with. The caller of the teacher loads the models.
 
-    ``forward(model, rows)`` gives the logits at the target positions of each row, ``[n, V]`` float32, one row at a
-    time. ``generate(model, rows)`` gives the greedy answer of a model to each row's prompt.
+    ``forward(model, rows)`` yields the logits at the target positions of each row in turn, ``[n, V]``, float32.
+    ``generate(model, rows)`` returns a model's greedy answers to the prompts of rows. ``model`` is a name such as
+    ``target``.
     """
 
-    rows: Sequence[Row]  # to forget, then those that the teacher's ``texts`` added
-    retain: Sequence[Row]  # a sample
+    rows: Sequence[Row]  # the forget rows, followed by rows that the teacher's `texts` function added
+    retain: Sequence[Row]  # a sample of the retain rows
     forward: Callable[[str, Sequence[Row]], Iterator[Tensor]]
     generate: Callable[[str, Sequence[Row]], list[str]]
-    tokens: Callable[[str], list[int]]  # ids of a text inside a sentence: after a space
-    targets: Callable[[Row], list[int]]  # ids of the target tokens of a row
+    tokens: Callable[[str], list[int]]  # returns the token ids of a text inside a sentence, that is, after a space
+    targets: Callable[[Row], list[int]]  # returns the ids of the target tokens of a row
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class TeacherEntry(Entry):
-    """A registered teacher: a generator of logits ``[n, V]``, one tensor for each row of its context."""
+    """A registered teacher: a generator that yields logits ``[n, V]``, one tensor for each row of its context."""
 
-    models: tuple[str, ...] = ("target",)  # that it reads: target, oracle, base, aux_with, aux_without
-    texts: Callable[..., list[Row]] | None = None  # further rows to learn on, made from the context
-    calibrated: str = ""  # argument that is found on holdout rows where the recipe leaves it out
+    models: tuple[str, ...] = ("target",)  # names of models that it reads: target, oracle, aux_with, aux_without
+    texts: Callable[..., list[Row]] | None = None  # returns further rows on which the policy learns
+    calibrated: str = ""  # name of the argument that is measured on holdout rows if the recipe does not set it
 
 
 TEACHERS: Registry[TeacherEntry] = Registry("teacher", TeacherEntry)
@@ -48,14 +49,14 @@ def teacher(
     texts: Callable[..., list[Row]] | None = None,
     calibrated: str = "",
 ) -> Callable[[Function], Function]:
-    """Register a teacher under the name of its function.
+    """Return a decorator that registers a teacher under the name of its function.
 
     Args:
-        paper: where it is from, as ``arXiv:2605.31293``.
-        models: names of the models that its ``context.forward`` is called with.
-        texts: called as the teacher is; further rows on which the policy learns from it.
-        calibrated: an argument whose higher values lower the extraction strength of the teacher on the forget rows; if
-            it is None, it is set so that this strength is that of the target on holdout rows.
+        paper: source of the teacher, such as ``arXiv:2605.31293``.
+        models: names of the models that the teacher passes to ``context.forward``.
+        texts: function with the arguments of the teacher. It returns further rows on which the policy learns.
+        calibrated: name of an argument. Higher values must lower the teacher's extraction strength on the forget rows.
+            If it is None, its value is the one at which this strength equals that of the target on holdout rows.
     """
     properties: dict[str, Any] = {"models": tuple(models), "texts": texts, "calibrated": calibrated}
     return TEACHERS.register_with(paper=paper, **properties)

@@ -1,4 +1,4 @@
-"""Divergence decoding as a teacher: the target, moved by what the rows taught a pair of small models."""
+"""Teacher ``divergence``: the target's logits, shifted by the effect that the forget rows had on a small model."""
 
 from collections.abc import Iterator
 
@@ -11,10 +11,11 @@ UNCALIBRATED = 0.75  # without holdout rows
 
 @teacher(paper="arXiv:2605.31293", models=["target", "aux_with", "aux_without"], calibrated="a")
 def divergence(context: Context, *, a: float | None = None) -> Iterator[Tensor]:
-    """``target + a (aux_without - aux_with)``, logits; the two models differ only in whether they saw the rows.
+    """Yield, for each row, the logits ``target + a (aux_without - aux_with)``.
 
-    ``a = 0`` is the target itself, as are two equal models. Where ``a`` is None, it is set so that the teacher's
-    extraction strength on the forget rows is that of the target on holdout rows, or to 0.75 without holdout rows.
+    The two small models differ only in whether the forget rows were in their training data. The result equals the
+    target if ``a = 0`` or if both are equal. If ``a`` is None, its value is the one at which the teacher's extraction
+    strength on the forget rows equals that of the target on holdout rows; without holdout rows, it is 0.75.
     """
     a = UNCALIBRATED if a is None else a
     models = ("target", "aux_without", "aux_with")

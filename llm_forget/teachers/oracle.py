@@ -1,4 +1,4 @@
-"""The limit of every comparison: what a model retrained without the rows says."""
+"""Teacher ``oracle``: a model retrained without the forget rows, the upper limit in comparisons of teachers."""
 
 from collections.abc import Iterator
 
@@ -9,5 +9,5 @@ from llm_forget.teachers._registry import Context, teacher
 
 @teacher(models=["oracle"])
 def oracle(context: Context) -> Iterator[Tensor]:
-    """Logits of the oracle of the recipe."""
+    """Yield, for each row, the logits of the model that the recipe's key ``oracle`` names."""
     yield from context.forward("oracle", context.rows)

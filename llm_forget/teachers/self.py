@@ -1,4 +1,4 @@
-"""The target's own distribution, with the gold token no likelier than guessing; needs no other model and no names."""
+"""Teacher ``self``: the target's own distribution with p(gold) capped. It needs no other model and no names."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -11,16 +11,16 @@ from llm_forget.teachers._registry import Context, teacher
 
 @teacher(paper="arXiv:2505.06027")
 def self(context: Context, *, level: float = 0.0) -> Iterator[Tensor]:
-    """The target's log-probs with p(gold) lowered to ``level`` (0: to ``1 / V``) where it is above; the rest rescaled.
+    """Yield, for each row, the target's log-probs with p(gold) lowered to ``level`` where it is higher.
 
-    Tokens that the target finds less likely than that stay as they are.
+    All other probabilities are rescaled. Positions with a lower p(gold) do not change. ``level = 0`` means ``1 / V``.
     """
     for row, logits in zip(context.rows, context.forward("target", context.rows), strict=True):
         yield lowered(logits, context.targets(row), level)
 
 
 def lowered(logits: Tensor, targets: Sequence[int], level: float = 0.0) -> Tensor:
-    """Log-probs ``[n, V]`` with p(gold) of each target lowered to ``level``, as in `self`."""
+    """Return log-probs ``[n, V]`` in which p(gold) of each of the n targets is at most ``level``, as in `self`."""
     logprobs = logits.log_softmax(-1)  # [n, V]
     gold = torch.tensor(targets).unsqueeze(-1)  # [n, 1]
     cap = math.log(level or 1 / logits.shape[-1])

@@ -1,4 +1,7 @@
-"""What the target itself says to the same question about someone it has never met, with the name put back."""
+"""Teacher ``stranger``: the target's own answer to the same question about an unknown (*borrowed*) name.
+
+In the answer, the borrowed name is replaced by the true one again.
+"""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -15,21 +18,21 @@ from llm_forget.teachers._names import borrowed_names, names_of, other_names
 from llm_forget.teachers._registry import Context, teacher
 from llm_forget.teachers.self import lowered
 
-ANSWERED = "~stranger"  # ends the id of a row with the answer about a borrowed name, and the name put back
-BORROWED = "~borrowed"  # ends the id of a row that keeps its borrowed name, on which the target is the teacher
+ANSWERED = "~stranger"  # end of the id of a row with the answer about a borrowed name, after the true name is put back
+BORROWED = "~borrowed"  # end of the id of a row that keeps its borrowed name; on it, the target is the teacher
 
 
 def further_rows(context: Context, *, k: int, names: str, neighbours: bool) -> list[Row]:
-    """Each row with what the target answers about the first borrowed name, once with the name put back.
+    """Return further rows: each row with the target's answer about its first borrowed name, and the true name put back.
 
-    With ``neighbours``, also once with the borrowed name.
+    With ``neighbours``, also return each of these rows with the borrowed name.
     """
     subjects, borrowed = _names(context, k, names)
     strangers = [renamed(row, name, borrowed[name][0]) for row, name in zip(context.rows, subjects, strict=True)]
     answers = context.generate("target", strangers)
     rows: list[Row] = []
     for row, other, name, answer in zip(context.rows, strangers, subjects, answers, strict=True):
-        if answer.strip() and _prompt(other) != _prompt(row):  # a question without the name is about no stranger
+        if answer.strip() and _prompt(other) != _prompt(row):  # equal prompts: the question does not contain the name
             answered = with_completion(row, replacement(borrowed[name][0], name)(answer))
             rows.append({**answered, "id": f"{row['id']}{ANSWERED}", names: name})
             if neighbours:
@@ -39,13 +42,13 @@ def further_rows(context: Context, *, k: int, names: str, neighbours: bool) -> l
 
 @teacher(paper="arXiv:2407.16997", texts=further_rows)
 def stranger(context: Context, *, k: int = 1, names: str = "subject_name", neighbours: bool = True) -> Iterator[Tensor]:
-    """Mean over ``k`` borrowed names of the target's distribution, with the names exchanged where the answer has them.
+    """Yield, for each row, the target's log-probs after the name in the row is replaced, averaged over ``k`` names.
 
-    A borrowed name is in no row and has as many tokens as the true one, so that every target keeps its place. Names of
-    subjects come from the column ``names``, or are the capitalised words that all questions of a subject share. A first
-    or last name that stands alone is exchanged, too, where both names have two words. Where a question does not have
-    the name, the target teaches without its gold tokens (see `self`). With ``neighbours``, the policy also learns to
-    answer about the borrowed names as the target does.
+    A borrowed name occurs in no row and has as many tokens as the true one, so that all targets keep their positions.
+    At targets that are tokens of the name, the columns of both names are exchanged. Names come from the column
+    ``names``, or are the capitalised words that all questions about a subject share. A first or last name by itself is
+    also replaced if both names have two words. If a question does not contain the name, the teacher is `self`. With
+    ``neighbours``, the policy also learns to answer about the borrowed names as the target does.
 
     Raises:
         DataError: a row without a name, or no name of the same length.
@@ -65,7 +68,7 @@ def stranger(context: Context, *, k: int = 1, names: str = "subject_name", neigh
 
 
 def _prompt(row: Row) -> list[str]:
-    """Everything that a model reads before the last answer."""
+    """Return the contents of all messages of a row before its last answer."""
     return [message["content"] for message in conversation(row)[0][:-1]]
 
 
@@ -84,7 +87,7 @@ def _lessons(
                     f"row '{row['id']}' has another number of tokens with a borrowed name; use 'divergence'"
                 )
             asked = _asked(context, row, name, other)
-            # A question without the name asks about no one else, and the target may know its answer.
+            # A question without the name is unchanged, and the target may know its answer.
             values = lowered(values, targets) if asked is row else values.log_softmax(-1)
             parts.append(_exchanged(values, targets, context.targets(asked)))
         yield torch.stack(parts).logsumexp(0) - math.log(len(parts))
@@ -105,9 +108,9 @@ def _has_part_alone(row: Row, name: str) -> bool:
 
 
 def _asked(context: Context, row: Row, name: str, other: str) -> Row:
-    """The row about another name; a first or last name alone stays if its exchange moves the target tokens.
+    """Return the row with ``name`` replaced by ``other``, or unchanged if its question does not contain the name.
 
-    A row whose question does not have the name is returned unchanged.
+    A first or last name by itself is not replaced if this would change the number of target tokens.
     """
     asked, whole = renamed(row, name, other), renamed(row, name, other, parts=False)
     if _prompt(asked) == _prompt(row):
@@ -118,10 +121,10 @@ def _asked(context: Context, row: Row, name: str, other: str) -> Row:
 
 
 def _exchanged(logprobs: Tensor, true: Sequence[int], borrowed: Sequence[int]) -> Tensor:
-    """``[n, V]`` with the columns of ``true[i]`` and ``borrowed[i]`` exchanged at target ``i``.
+    """Return ``logprobs`` ``[n, V]`` with the columns of the tokens ``true[i]`` and ``borrowed[i]`` exchanged in row i.
 
-    Only tokens of a name in the answer differ. An exchange at all targets would change what the target says elsewhere,
-    since the pieces of names are pieces of other words, too.
+    The two tokens differ only where the answer contains the name. The exchange is not made in other rows, because
+    tokens of names also occur in other words.
     """
     places = torch.arange(len(true))
     exchanged = logprobs.clone()

@@ -1,4 +1,4 @@
-"""Search files for remains of texts: `llm-forget scan-residue`. It prints no text, writes no file, needs no torch."""
+"""Search files for remains of texts (`llm-forget scan-residue`). Print no text, write no file, and need no torch."""
 
 from llm_forget.residue.scan import Finding, Scan, scan
 

@@ -1,4 +1,4 @@
-"""Read the unpacked bytes of gzip, bzip2, xz, zstd, zip, Arrow, Parquet and SQLite files, part by part."""
+"""Read the unpacked content of containers (gzip, bzip2, xz, zstd, zip, Arrow, Parquet and SQLite) in parts."""
 
 import bz2
 import gzip
@@ -35,7 +35,7 @@ _SQLITE = b"SQLite format 3\0"
 
 
 def container_kind(head: bytes) -> str | None:
-    """Return the kind of a container from its first bytes; None for other files."""
+    """Return the kind of a container, such as ``zip``, from its first bytes. Return None for other files."""
     for magic, (name, _) in _STREAMS.items():
         if head.startswith(magic):
             return name
@@ -47,9 +47,10 @@ def container_kind(head: bytes) -> str | None:
 def container_parts(
     kind: str, opened: Opener, path: Path | None
 ) -> Iterator[tuple[str, Iterator[bytes], Opener | None]]:
-    """Yield the parts of a container: name, blocks of bytes, and an opener if the part may be a container itself.
+    """Yield each part of a container as (name, blocks of bytes, opener).
 
-    ``path`` is None if the container is inside another one. Raises one of `UNREADABLE` if it is damaged or encrypted.
+    The opener is None if the part cannot be a container itself. ``path`` is None for a container inside another one;
+    SQLite files are read only by path. Raise one of `UNREADABLE` if the container is damaged or encrypted.
     """
     if kind == "zip":
         yield from _zip_parts(opened)
@@ -70,9 +71,9 @@ def container_parts(
 
 
 def blocks(opened: Opener) -> Iterator[bytes]:
-    """Yield the unpacked bytes in blocks. If the file is damaged, first yield the bytes before the damage.
+    """Yield the unpacked bytes in blocks. Of a damaged file, yield the bytes before the damage, and then raise.
 
-    Raises one of `UNREADABLE` if the file is damaged or has more than `UNPACKED` unpacked bytes.
+    Raise one of `UNREADABLE` if the file is damaged or has more than `UNPACKED` unpacked bytes.
     """
     size, pending = 0, bytearray()
     with closing(opened()) as file:
@@ -101,7 +102,7 @@ def _zip_parts(opened: Opener) -> Iterator[tuple[str, Iterator[bytes], Opener | 
             def again(member: zipfile.ZipInfo = member) -> BinaryIO:
                 return archive.open(member)  # type: ignore[return-value]
 
-            # The bytes of the archive, which are searched too, include uncompressed members. These may be containers.
+            # Uncompressed members are searched with the bytes of the archive itself. They may still be containers.
             stored = member.compress_type == zipfile.ZIP_STORED
             yield "zip", iter(()) if stored else blocks(again), again
 
@@ -158,7 +159,7 @@ def _buffers(batch: Any) -> Iterator[bytes]:
 
 
 def _sqlite_parts(path: Path) -> Iterator[tuple[str, Iterator[bytes], Opener | None]]:
-    """Yield the texts and blobs of each table row. In the file's raw bytes, a text that spans pages would be split."""
+    """Yield the texts and blobs of each table row as parts. In raw bytes, a text over several pages would be split."""
     address = f"{path.absolute().as_uri()}?mode=ro&immutable=1"  # immutable: SQLite writes no journal
     with closing(sqlite3.connect(address, uri=True)) as database:
         database.text_factory = bytes

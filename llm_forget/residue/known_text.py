@@ -1,4 +1,4 @@
-"""Remove the parts of the search texts that known texts also contain, because finding these parts proves nothing."""
+"""Remove the parts of search texts that also occur in known texts. A match of such a part would prove nothing."""
 
 from collections.abc import Iterable, Sequence
 
@@ -12,9 +12,9 @@ from llm_forget.residue.transforms import plain
 def remove_known_text(
     texts: Sequence[SearchText], needles: Sequence[Needle], matches: Iterable[Match], window: int
 ) -> list[SearchText]:
-    """Return the parts of the texts that share no ``window`` consecutive letters and digits with a known text.
+    """Return the parts of ``texts`` that have no ``window`` consecutive letters and digits in common with a known text.
 
-    ``matches`` are matches of ``needles`` in a known text. Only matches of a text's original form are used.
+    ``matches`` are the matches of ``needles`` in the known text. Matches of other encodings of a text are ignored.
     """
     known_starts = {number: np.zeros(len(_character_of_byte(text)), bool) for number, text in enumerate(texts)}
     as_written = {number: plain(text.text.encode("utf-8", "replace")) for number, text in enumerate(texts)}
@@ -31,7 +31,7 @@ def remove_known_text(
 
 
 def _character_of_byte(text: SearchText) -> list[int]:
-    """Return, for each byte of the text's plain form, the index of the character that it encodes."""
+    """Return, for each byte of a text's plain form (`transforms.plain`), the index of its character in the text."""
     return [number for number, character in enumerate(text.text) for _ in plain(character.encode("utf-8", "replace"))]
 
 

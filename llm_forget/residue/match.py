@@ -1,8 +1,8 @@
-"""Find all parts of many texts, from a minimum length, in one pass over a block of bytes.
+"""Find parts of many search texts in a block of bytes, in one pass. A part must have a minimum length.
 
 A table holds the eight bytes at every position of the texts. The search looks up the eight bytes at every ``stride``-th
-position of the block, and extends each match in both directions. Above `LARGE` bytes of texts, the table holds only
-some positions, and every position of the block is looked up. This is slower but needs less memory.
+position of the block, and extends each match in both directions. If the texts have more than `LARGE` bytes, the table
+holds only some of their positions, and every position of the block is looked up. This is slower but needs less memory.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,27 +18,27 @@ _ODD = np.uint64(0x9E3779B97F4A7C15)  # multiplier of the hash of keys
 
 @dataclass(frozen=True)
 class Needle:
-    """A text in one encoding. ``need`` is the minimum match in bytes. ``characters`` counts its letters and digits."""
+    """A search text in one encoding."""
 
     data: bytes
-    text: int
+    text: int  # index of the search text
     encoding: str
-    need: int
-    characters: int
+    need: int  # minimum length of a match in bytes
+    characters: int  # number of letters and digits in the text
 
 
 @dataclass(frozen=True)
 class Match:
-    """A match: ``needle.data[begin:end]`` occurs in the block at ``offset``."""
+    """A match: bytes ``begin:end`` of a needle's data occur in the block at ``offset``."""
 
-    needle: int
+    needle: int  # index of the needle
     begin: int
     end: int
     offset: int
 
 
 class Matcher:
-    """Searches for all needles in one pass."""
+    """A table of all needles, which finds them in a block of bytes in one pass."""
 
     def __init__(self, needles: Sequence[Needle]) -> None:
         self.needles = list(needles)
@@ -60,7 +60,7 @@ class Matcher:
         self.table[(keys * _ODD) >> self.shift] = True
 
     def matches(self, block: bytes) -> Iterator[Match]:
-        """Yield the matches of at least ``need`` bytes, each as long as possible."""
+        """Yield all matches of at least ``Needle.need`` bytes in a block, each extended as far as possible."""
         if len(block) < KEY or not self.needles:
             return
         keys = _keys(block, self.stride)
@@ -91,13 +91,13 @@ class Matcher:
 
 
 def _keys(data: bytes, stride: int) -> np.ndarray:
-    """Return the eight bytes at each ``stride``-th position as one integer."""
+    """Return, for each ``stride``-th position of ``data``, the next eight bytes as one integer."""
     count = max(0, (len(data) - KEY) // stride + 1)
     return np.ndarray((count,), "<u8", data, strides=(stride,)).copy() if count else np.zeros(0, np.uint64)
 
 
 def _shared_prefix(first: bytes, second: bytes) -> int:
-    """Return the length of the common prefix."""
+    """Return the length in bytes of the longest common prefix."""
     length = min(len(first), len(second))
     if first[:length] == second[:length]:
         return length

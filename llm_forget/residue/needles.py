@@ -1,4 +1,4 @@
-"""Read the texts to search for, and compute the forms in which a file may contain them."""
+"""Read the texts to search for, and compute the forms (encodings and spellings) in which a file may contain them."""
 
 import base64
 import csv
@@ -22,17 +22,17 @@ _UNCOUNTED = {code: None for code in range(128) if not chr(code).isalnum()}
 
 @dataclass(frozen=True)
 class SearchText:
-    """A text of a row, or a part of it that no known text contains. Rows (lines of a .txt file) count from 1."""
+    """A text of a row, or a part of this text that no known text contains."""
 
-    row: int
+    row: int  # number of the row from 1 (in a .txt file: the line)
     text: str
-    of: int  # letters and digits of the whole text
+    of: int  # number of letters and digits in the whole text
 
 
 def read_texts(path: Path, fields: Sequence[str] = ()) -> list[SearchText]:
-    """Return the texts of all rows in the columns ``fields``; default: all columns except ``id`` and ``role``.
+    """Return the texts of all rows in the columns ``fields`` (default: all columns except ``id`` and ``role``).
 
-    Raises DataError if the format is not supported or there is no text. The error names the line, never its content.
+    Raise DataError if the format is not supported or there is no text. Errors name a line, but do not quote it.
     """
     if path.suffix not in SUFFIXES or not path.is_file():
         raise DataError(f"'{path}' is not a file of texts; allowed: {', '.join(SUFFIXES)}")
@@ -101,9 +101,9 @@ def _texts(value: Any, fields: Sequence[str]) -> Iterator[str]:
 
 
 def needles(texts: Sequence[SearchText], window: int) -> tuple[list[Needle], list[Needle], list[int]]:
-    """Return what to search for in plain bytes and in base64, and the indices of texts that are too short.
+    """Return (needles for plain bytes, needles for base64, indices of texts that are too short to search for).
 
-    A match has ``window`` consecutive letters and digits; a shorter text must match completely.
+    A match needs ``window`` consecutive letters and digits. A shorter text must match completely.
     """
     simple: list[Needle] = []
     encoded: list[Needle] = []
@@ -152,12 +152,12 @@ def _base64_forms(text: str) -> Iterator[tuple[str, int, bytes]]:
 
 
 def countable(text: str) -> str:
-    """Return the characters that count for a text's length: all except white space and ASCII punctuation."""
+    """Return the characters that count towards a text's length: all except white space and ASCII punctuation."""
     return text.translate(_UNCOUNTED)
 
 
 def _cesu8(text: str) -> bytes:
-    """Encode as CESU-8, which encodes each half of a surrogate pair separately as UTF-8."""
+    """Encode a text as CESU-8, which encodes the two halves of a surrogate pair separately."""
     units = text.encode("utf-16-be", "replace")
     halves = (int.from_bytes(units[start : start + 2], "big") for start in range(0, len(units), 2))
     return b"".join(chr(half).encode("utf-8", "surrogatepass") for half in halves)

@@ -1,4 +1,4 @@
-"""Search files, and containers such as archives in them, for parts of texts, and list the places of all matches."""
+"""Search files for parts of texts, also inside containers such as archives, and list the places of all matches."""
 
 import errno
 import io
@@ -27,11 +27,11 @@ class Finding:
 
     path: str
     inside: str  # containers, such as "gzip > zip"; "" for the file itself, "name" for the file name
-    row: int
-    offset: int
+    row: int  # number of the row from 1
+    offset: int  # position in bytes
     encoding: str
-    characters: int  # letters and digits of the match
-    of: int  # letters and digits of the whole text
+    characters: int  # number of letters and digits that match
+    of: int  # number of letters and digits in the whole text
 
     @property
     def whole(self) -> bool:
@@ -40,18 +40,18 @@ class Finding:
 
 @dataclass
 class Scan:
-    """The findings of a scan, and the files that it could not read."""
+    """The result of a scan: findings, files that could not be read, and counts."""
 
     findings: list[Finding] = field(default_factory=list)
-    unread: list[tuple[str, str]] = field(default_factory=list)  # file, reason
-    too_short: list[int] = field(default_factory=list)  # rows with a text too short to search for
-    known: list[int] = field(default_factory=list)  # rows whose texts are all in known files
-    links: int = 0  # symbolic links, which are not followed
-    files: int = 0
-    bytes: int = 0
+    unread: list[tuple[str, str]] = field(default_factory=list)  # (file, reason)
+    too_short: list[int] = field(default_factory=list)  # numbers of rows with a text too short to search for
+    known: list[int] = field(default_factory=list)  # numbers of rows whose texts are all in known files
+    links: int = 0  # number of symbolic links, which are not followed
+    files: int = 0  # number of files searched
+    bytes: int = 0  # number of bytes searched
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the scan as JSON-compatible data. It does not contain the texts."""
+        """Return the result as JSON-compatible data, without any text."""
         return {
             "findings": [{**vars(finding), "whole": finding.whole} for finding in self.findings],
             "unread": [{"path": path, "why": why} for path, why in self.unread],
@@ -103,15 +103,16 @@ def scan(
     window: int = WINDOW,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Scan:
-    """Search ``paths`` and all files in them for the texts of ``canary``; the result contains no text.
+    """Search files for the texts in the file ``canary``. The result contains no text.
 
     Args:
-        canary: rows (.jsonl, .json, .csv, .parquet) or lines (.txt). The scan skips this file.
-        paths: files and folders. Symbolic links are not followed.
+        canary: file with rows (.jsonl, .json, .csv, .parquet) or lines (.txt). The scan skips this file.
+        paths: files, and folders whose files are searched. Symbolic links are not followed.
         known: files with texts that may remain, such as a retain set. Parts of ``canary`` in them are not searched for.
-        fields: search only for the texts of these columns; default: all but ``id`` and ``role``.
-        window: minimum match length in letters and digits; a shorter text (of at least 8) must match completely.
-        progress: called with the bytes read so far, and the total.
+        skip: further files that are not searched.
+        fields: search only for texts in these columns (default: all columns except ``id`` and ``role``).
+        window: minimum match length in letters and digits. A shorter text (of at least 8) must match completely.
+        progress: called with (bytes read so far, total bytes).
 
     Raises:
         DataError: a path does not exist or is a link, or there is no text to search for.
@@ -155,14 +156,17 @@ def _remove_known_texts(texts: Sequence[SearchText], known_paths: Sequence[Path]
 
 @dataclass
 class _Walk:
-    """Searches files one after the other, and adds the findings to ``result``."""
+    """A search through files, one after the other. It adds findings, unreadable files and counts to ``result``."""
 
     searcher: Searcher
     result: Scan
-    skipped: list[tuple[int, int]]
+    skipped: list[tuple[int, int]]  # (device, inode) of files that are not searched
 
     def files(self, path: Path) -> Iterator[tuple[Path, int]]:
-        """Yield regular files and their sizes; count links, and record folders that cannot be listed."""
+        """Yield (file, size in bytes) for all regular files in ``path``, and search the names of files and folders.
+
+        Count links, and record folders that cannot be listed.
+        """
         waiting = [path]
         while waiting:
             path = waiting.pop()
@@ -182,7 +186,7 @@ class _Walk:
                 self._note_unread(path, "", error)
 
     def search_file(self, path: Path, progress: Callable[[int], None]) -> None:
-        """Search one file and the containers in it."""
+        """Search one file, and its parts if it is a container."""
         try:
             opened = _opener(path)
             with opened() as file:
@@ -217,7 +221,7 @@ class _Walk:
                 self._unpack(path, inner, start, again, depth + 1)  # type: ignore[arg-type]
 
     def _readable(self, items: Iterator[Item], path: Path, way: str) -> Iterator[Item]:
-        """Yield items until reading one fails, and record the error. Exceptions in the calling code are not caught."""
+        """Yield items until reading one fails, and record this error. Errors of the calling code are not caught."""
         while True:
             try:
                 item = next(items)
@@ -238,7 +242,7 @@ class _Walk:
         ]
 
     def _redacted_path(self, path: Path) -> str:
-        """Return the path, cut off before the first name that contains a search text."""
+        """Return the path as text. If a folder or file name contains a search text, end the path before this name."""
         withheld = False
         while self.searcher.search([(0, os.fsencode(path))]):
             path, withheld = path.parent, True
@@ -260,13 +264,13 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 def _opener(path: Path) -> Opener:
-    """Return an opener that refuses links and does not wait for pipes, in case one has replaced the file."""
+    """Return a function that opens a file. If a link or pipe has replaced the file, it fails and does not wait."""
     flags = os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     return lambda: io.FileIO(path, "rb", opener=lambda name, _: os.open(name, flags))
 
 
 def _blocks(opened: Opener) -> Iterator[tuple[int, bytes]]:
-    """Yield (offset, block) of a file, without the holes of sparse files."""
+    """Yield the content of a file as (offset, block of bytes). Holes of sparse files are skipped."""
     with opened() as file:
         start = _next_data(file.fileno(), 0)
         while start is not None:

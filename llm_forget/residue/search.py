@@ -1,4 +1,4 @@
-"""Search a stream of bytes for all forms of the texts, in blocks and in bounded memory."""
+"""Search a stream of bytes for all forms of the search texts, block by block, so that memory use is bounded."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ OVERLAP = 2**14  # bytes that two blocks share, so that a match of minimum lengt
 
 @dataclass(frozen=True)
 class Hit:
-    """A match of a row's text. ``characters`` and ``of`` count letters and digits of the match and of the text."""
+    """A match of a row's text in a stream."""
 
     row: int
     encoding: str
-    offset: int
-    characters: int
-    of: int
+    offset: int  # position in the stream, bytes
+    characters: int  # number of letters and digits that match
+    of: int  # number of letters and digits in the whole text
     last: int = field(compare=False)  # end of the first matched part in the stream
 
 
 class Searcher:
-    """Searches streams for texts: one matcher for plain bytes, one for base64."""
+    """A search for texts in streams, with one matcher for plain bytes and one for base64."""
 
     def __init__(self, texts: Sequence[SearchText], window: int) -> None:
         self.texts = texts
@@ -33,13 +33,13 @@ class Searcher:
         self.simple, self.encoded = Matcher(simple), Matcher(encoded)
 
     def matches(self, stream: Iterable[tuple[int, bytes]]) -> Iterator[Match]:
-        """Yield all matches in plain bytes, without base64."""
+        """Yield all matches in a stream of (offset, block), except matches in base64."""
         for joined, _ in _overlapping(stream):
             for view in views(joined, base64=False):
                 yield from self.simple.matches(view.data)
 
     def search(self, stream: Iterable[tuple[int, bytes]]) -> list[Hit]:
-        """Return the longest match of each row in each encoding; ``stream`` yields (offset, block)."""
+        """Return the longest match of each row in each encoding. ``stream`` yields (offset, block)."""
         runs: dict[tuple[str, int], _MatchedSpans] = {}
         for joined, base in _overlapping(stream):
             for view in views(joined):
@@ -69,7 +69,7 @@ class Searcher:
 
 
 def _best_hits(hits: list[Hit]) -> list[Hit]:
-    """Return the longest hit of each row and encoding; drop hits that overlap a longer hit of the same row."""
+    """Return the longest hit of each row and encoding, without hits that overlap a longer hit of the same row."""
     selected: list[Hit] = []
     for hit in sorted(hits, key=lambda hit: hit.characters / hit.of, reverse=True):
         others = [other for other in selected if other.row == hit.row]
@@ -80,7 +80,7 @@ def _best_hits(hits: list[Hit]) -> list[Hit]:
 
 
 def _overlapping(stream: Iterable[tuple[int, bytes]]) -> Iterator[tuple[bytes, int]]:
-    """Yield (block, offset); each block begins with the last `OVERLAP` bytes of the previous block."""
+    """Yield (block, offset). Each block begins with the last `OVERLAP` bytes of the block before it."""
     tail, end = b"", -1
     for start, block in stream:
         joined = tail + block if start == end else block
@@ -89,7 +89,7 @@ def _overlapping(stream: Iterable[tuple[int, bytes]]) -> Iterator[tuple[bytes, i
 
 
 class _MatchedSpans:
-    """The matched parts of a needle, and the position and encoding of the first one."""
+    """The parts of a needle that were matched, and the position and encoding of the first match."""
 
     def __init__(self, first: int, last: int, encoding: str) -> None:
         self.first, self.last, self.encoding = first, last, encoding

@@ -1,8 +1,8 @@
-"""Convert a block of bytes to the forms in which it is searched (views), and map positions back to the block.
+"""Convert a block of bytes to the forms that are searched (views), and map positions in a view back to the block.
 
-plain: ASCII letters and digits in lower case, and all bytes beyond ASCII. UTF-16 and markup do not hide a text.
-unescaped: plain, after decoding JSON, URL and HTML escapes at most twice.
-folded: unescaped, with NFKC and case folding.
+plain: ASCII letters and digits in lower case, and all bytes beyond ASCII. So a text is found in UTF-16 and in markup.
+unescaped: like plain, after JSON, URL and HTML escapes were decoded once or twice.
+folded: like unescaped, with NFKC and case folding.
 base64: without line breaks, and with the URL alphabet mapped to the standard one.
 """
 
@@ -16,7 +16,7 @@ from itertools import accumulate
 
 import numpy as np
 
-PIECE = 2**14  # bytes that are transformed at a time to map positions back
+PIECE = 2**14  # number of bytes that are transformed at a time to map positions back
 DAMAGED = 0.2  # share of invalid UTF-8 above which a block is not treated as text
 _DROPPED = bytes(code for code in range(128) if not chr(code).isalnum())
 _LOWER = bytes(range(256)).lower()
@@ -35,7 +35,7 @@ _KINDS = {"json": _BACKSLASH, "url": _PERCENT, "html": _ENTITY}
 
 @dataclass(frozen=True)
 class View:
-    """A form of a block. ``source(first, last)`` maps a span of its bytes back to a span of the block."""
+    """One form of a block. ``source`` maps the first and last byte of a span in ``data`` to a span of the block."""
 
     kind: str
     data: bytes
@@ -43,17 +43,17 @@ class View:
 
 
 def plain(block: bytes) -> bytes:
-    """Drop ASCII characters except letters and digits, and make letters lower-case; keep bytes beyond ASCII."""
+    """Return a block without ASCII characters other than letters and digits, in lower case. Other bytes are kept."""
     return block.translate(_LOWER, _DROPPED)
 
 
 def base64_form(block: bytes) -> bytes:
-    """Remove line breaks from base64, and map its URL alphabet to the standard one."""
+    """Return a block without white space, quotes and backslashes, and with base64's URL alphabet made standard."""
     return block.translate(_STANDARD, _BASE64_DROPPED)
 
 
 def unescape(block: bytes) -> bytes:
-    """Decode JSON (and Python), URL and HTML escapes, once each."""
+    """Decode the JSON (and Python), URL and HTML escapes in a block, in this order, each once."""
     if b"\\" in block:
         block = _BACKSLASH.sub(_character, block)
     if b"%" in block:
@@ -69,7 +69,7 @@ def fold(text: str) -> str:
 
 
 def views(block: bytes, *, base64: bool = True) -> Iterator[View]:
-    """Yield the distinct views of a block; ``base64`` includes base64 views."""
+    """Yield the views of a block that differ from each other, with base64 views if ``base64`` is set."""
     yield View("plain", plain(block), lambda first, last: _source_of_plain(block, first, last))
     once = unescape(block)
     twice = unescape(once) if once != block else once
@@ -90,7 +90,7 @@ def views(block: bytes, *, base64: bool = True) -> Iterator[View]:
 def encoding_of(view: View, block: bytes, first: int, last: int, needle: str, text: str) -> str:
     """Return the name of the encoding of a match in ``block[first:last]``.
 
-    ``needle`` is the encoding of the needle that matched. It may be wrong, as UTF-16 and UTF-32 forms can be equal.
+    ``needle`` is the encoding of the needle that matched. It may be wrong: UTF-16 and UTF-32 forms can be equal.
     """
     part = block[first:last]
     if needle in ("hex", "base64"):
@@ -108,7 +108,7 @@ def encoding_of(view: View, block: bytes, first: int, last: int, needle: str, te
 
 
 def _character(match: re.Match[bytes]) -> bytes:
-    if match[1]:  # a surrogate pair is written as two escapes
+    if match[1]:  # two escapes encode a surrogate pair
         return bytes.fromhex(re.sub(rb"\\+|u", b"", match[1]).decode()).decode("utf-16-be", "replace").encode()
     if code := match[2] or match[3]:
         number = int(code, 16)
@@ -132,7 +132,7 @@ def _source_of_plain(block: bytes, first: int, last: int) -> tuple[int, int]:
 
 
 def _derived_view(kind: str, block: bytes, change: Callable[[bytes], bytes], data: bytes) -> View:
-    """Return the view that ``change`` computes from a block, with a function that maps positions back to the block."""
+    """Return a view with ``data``, which ``change`` computed from the block. ``change`` also maps positions back."""
     lengths: list[int] = []
 
     def position(index: int) -> int:

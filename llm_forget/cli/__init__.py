@@ -1,1 +1,1 @@
-"""The command line: one file for each group of commands."""
+"""The command line. Each file in this folder defines a group of commands."""

@@ -1,4 +1,4 @@
-"""Terminal tables of methods, terms, recipes and configuration keys."""
+"""Tables of methods, objective terms, recipes and configuration keys for the terminal."""
 
 import dataclasses
 import inspect
@@ -17,7 +17,7 @@ from llm_forget.core.errors import ConfigError
 
 
 def show(*parts: RenderableType) -> None:
-    """Print to the terminal, or in plain lines of up to 200 characters if the output is not a terminal."""
+    """Print tables and texts. If the output is not a terminal, print lines of up to 200 characters."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=200)
@@ -25,7 +25,7 @@ def show(*parts: RenderableType) -> None:
 
 
 def methods_table() -> RenderableType:
-    """Return a table of all methods with paper, default terms, and the inputs of the terms."""
+    """Return a table of all methods: name, paper, the default terms on forget and retain rows, and their inputs."""
     from llm_forget.objectives.methods import METHODS
 
     table = Table("method", "paper", "forget: defaults", "retain: defaults", "inputs", title="Methods (method: NAME)")
@@ -36,7 +36,7 @@ def methods_table() -> RenderableType:
 
 
 def terms_table() -> RenderableType:
-    """Return a table of all terms that the key ``objective`` can use."""
+    """Return a table of all terms that the recipe key ``objective`` can list."""
     from llm_forget.objectives import OBJECTIVES
 
     table = Table("term", "paper", "inputs", "needs", "defaults", title="Terms (objective: {forget: ..., retain: ...})")
@@ -47,7 +47,7 @@ def terms_table() -> RenderableType:
 
 
 def explanation(name: str) -> RenderableType:
-    """Describe one method or term: formula, inputs, and its form in a recipe. Raises ConfigError for unknown names."""
+    """Return a description of a method or term: formula, inputs, and recipe keys. Raise ConfigError for other names."""
     from llm_forget.core.registry import did_you_mean
     from llm_forget.objectives import OBJECTIVES
     from llm_forget.objectives.methods import METHODS
@@ -60,7 +60,7 @@ def explanation(name: str) -> RenderableType:
 
 
 def example(method: Any) -> dict[str, Any]:
-    """Return a method and its default arguments as keys of a recipe."""
+    """Return the recipe keys that select a method and state its default arguments."""
     arguments: dict[str, Any] = {}
     for line in method.forget:
         arguments |= {key: value for key, value in _filled(line).items() if value is not None}
@@ -72,7 +72,7 @@ def example(method: Any) -> dict[str, Any]:
 
 
 def recipes_table() -> RenderableType:
-    """Return a table of all shipped recipes with the first line of their header, and when we ran them."""
+    """Return a table of all shipped recipes: name, first line of the header, and the header's line "Run by us"."""
     table = Table("recipe", "what it does", "run by us")
     for name in resources.names("recipes"):
         lines = resources.header(resources.locate("recipes", name))
@@ -82,7 +82,7 @@ def recipes_table() -> RenderableType:
 
 
 def keys_table(*classes: type) -> RenderableType:
-    """Return tables of all keys of these configuration dataclasses, with default and first sentence of help."""
+    """Return a table for each configuration class: its keys with their default and the first sentence of their help."""
     tables = []
     seen: set[str] = set()
     for cls in classes:
@@ -102,7 +102,7 @@ def _entry(line: dict[str, Any]) -> Any:
 
 
 def _filled(line: dict[str, Any]) -> dict[str, Any]:
-    """Return the hyper-parameters of one term of a method, with defaults filled in."""
+    """Return all hyper-parameters of one term of a method, including those that have their default value."""
     return _entry(line).arguments({k: v for k, v in line.items() if k not in ("name", "weight")})
 
 

@@ -1,4 +1,4 @@
-"""Commands that evaluate runs or use their results. Heavy imports are inside the commands."""
+"""Commands that evaluate runs, or use evaluation results. Heavy imports are inside the commands."""
 
 from typing import Annotated, Any
 
@@ -47,9 +47,9 @@ def evaluate(
     ] = None,
     num_processes: NumProcesses = None,
 ) -> None:
-    """Evaluate a run: target, unlearned model and oracle side by side, with a verdict.
+    """Evaluate a run: measure target, unlearned model and oracle, and compare them in a table with a verdict.
 
-    Writes `results.json` into the run. Keys of a recipe replace those of the run, such as `--data_path DIR`,
+    Writes `results.json` into the run. Options replace recipe keys of the run, such as `--data_path DIR`,
     `--forget other.jsonl` or `--splits '{holdout: holdout.jsonl}'`.
     """
     overrides = keys_and_values(ctx.args)
@@ -81,7 +81,7 @@ def attack(
     limit: Limit = None,
     batch_size: BatchSize = 64,
 ) -> None:
-    """Attack a run and its oracle in the same way, and report what the attack recovers beyond the oracle.
+    """Run the same attack on a run and on its oracle, and report how much more it recovers from the run.
 
     `--key value` sets an option of the attack (`relearn`: `--share 0.05`, `--on holdout`, `--num_train_epochs 10`,
     `--learning_rate`; `finetune`: `--data`, `--steps`; `quantize`: `--bits nf4` or `int8`; `prune`: `--share 0.3`;
@@ -119,9 +119,9 @@ def verify(
     policy: Annotated[str, typer.Option(help="Name of a shipped policy or a file.")] = "default",
     quick: Annotated[bool, typer.Option("--quick", help="Leave the attacks out; the answer is never pass.")] = False,
 ) -> None:
-    """Apply a policy to an evaluated run: exit code 0 pass, 1 fail, 3 inconclusive, 2 usage error.
+    """Apply a policy to an evaluated run. Exit code 0 pass, 1 fail, 3 inconclusive, 2 usage error.
 
-    Usage errors: no such run or policy, a run that was not evaluated, damaged results, or an invalid rule.
+    Usage errors: a missing run or policy, a run that was not evaluated, damaged results, or an invalid rule.
     """
     from llm_forget.evals.policy import EXIT_CODES, verify as apply
 
@@ -144,7 +144,10 @@ def report(
         typer.Option("--show_text", "--show-text", min=0, help="Show this many answers. Do not publish such a page."),
     ] = 0,
 ) -> None:
-    """Write report.html (one self-contained page) and report.md: verdict, table, curves, attacks, cost, provenance."""
+    """Write a report as report.html (one page without other files) and report.md.
+
+    It shows the verdict, metrics, training curves, attacks, cost and provenance.
+    """
     speak()
     from pathlib import Path
 
@@ -163,7 +166,7 @@ def compare(
     suite: Annotated[str | None, typer.Option(help="Compare by this suite; default: all that the runs share.")] = None,
     output: Annotated[str | None, typer.Option(help="Also write the table to this Markdown file.")] = None,
 ) -> None:
-    """Compare runs by their distance to the oracle on forget rows and by utility, and mark the Pareto-optimal runs."""
+    """Compare runs by utility and by their distance to the oracle on forget rows, and mark the Pareto-optimal runs."""
     from pathlib import Path
 
     from llm_forget.core.files import write_atomic
@@ -196,11 +199,11 @@ def sweep(
     ] = None,
     num_processes: NumProcesses = None,
 ) -> None:
-    """Unlearn and evaluate every combination of a grid, and compare the runs.
+    """Unlearn and evaluate with every combination of the values in a grid, and compare the runs.
 
     `--grid lr=1e-5,5e-5 method_args.beta=0.1,0.5` makes four runs; `--grid` may be repeated. `--key value` applies to
     every run. To resume, run the same command again: it skips finished runs. Writes `sweep.json` and `sweep.md`. Exit
-    code 1 if a run failed. `--dry_run true` only checks every run.
+    code 1: a run failed. `--dry_run true` only checks every run.
     """
     from llm_forget.workflows.sweep_grid import read_grid
 
@@ -239,7 +242,7 @@ def sweep(
 
 
 def _front(runs: list[str]) -> dict[str, list[str]]:
-    """Return the names of the Pareto-optimal runs, by suite."""
+    """Return the names of the Pareto-optimal ones of these runs, by suite."""
     from llm_forget.report.run_evidence import read_runs
     from llm_forget.report.sections.verdict import common_suites, position
     from llm_forget.report.statistics import pareto
@@ -253,8 +256,8 @@ def _front(runs: list[str]) -> dict[str, list[str]]:
 
 
 def keys_and_values(arguments: list[str]) -> dict[str, Any]:
-    """Parse ``--key value`` and ``--flag``; values are YAML, except those of `TEXT_KEYS`. Raises ConfigError if
-    invalid.
+    """Return the keys and values of options ``--key value`` and ``--flag`` (true). Values are YAML, except those of
+    `TEXT_KEYS`. Raise ConfigError for a word without an option, or for invalid YAML.
     """
     import yaml
 

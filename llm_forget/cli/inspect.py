@@ -1,4 +1,4 @@
-"""Read-only commands: `scan-residue` and `watch`."""
+"""The commands `scan-residue` and `watch`, which only read files."""
 
 from typing import Annotated
 
@@ -18,11 +18,12 @@ def scan_residue(
     window: Annotated[int, typer.Option(help="Minimum match length in letters and digits (at least 16).")] = 24,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """Search files for remains of texts. Exit code 0 nothing found, 1 found, 3 nothing found in an incomplete search.
+    """Search files for copies of texts, such as forget rows, or for parts of them.
 
-    Finds whole texts and parts of texts, regardless of line breaks and case, in UTF-8, UTF-16, Latin-1, hex and base64;
-    with JSON, URL and HTML escapes; in composed and decomposed Unicode; inside gzip, bzip2, xz, zstd, zip, Arrow,
-    Parquet and SQLite; and in file names. Prints row numbers, files and byte offsets, never text.
+    Exit code 0: no copy; 1: copies; 3: no copy, but not every file could be searched. The search ignores line breaks
+    and case. It covers UTF-8, UTF-16, Latin-1, hex and base64; JSON, URL and HTML escapes; composed and decomposed
+    Unicode; gzip, bzip2, xz, zstd, zip, Arrow, Parquet and SQLite; and file names. Prints row numbers, files and byte
+    offsets, never text.
     """
     import json
     from pathlib import Path
@@ -58,10 +59,10 @@ def watch(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run directory; it need not exist yet.")],
     once: Annotated[bool, typer.Option("--once", help="Show the current state and exit.")] = False,
 ) -> None:
-    """Watch a running or finished run: loss, log-probs, tokens/s, time left, and its verdicts.
+    """Watch a run during or after training: loss, log-probs, tokens/s, time left, and verdicts.
 
-    Reads only the files of the run, so it works with any launcher and does not disturb training. Ctrl-C stops only the
-    watching. If the output is not a terminal, prints one line for each logged step.
+    Reads only the files of the run, so it works with any launcher and does not disturb training. Ctrl-C stops this
+    command, not the run. If the output is not a terminal, prints one line for each logged step.
     """
     from rich.console import Console
 

@@ -27,9 +27,9 @@ def note(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Finished runs of finetune or unlearn.")],
     evidence: Evidence = EVIDENCE,
 ) -> None:
-    """Record runs in the ledger: training rows, forgotten rows, evaluation results. Running it again adds nothing.
+    """Record runs in the ledger: training rows, forgotten rows and evaluation results. Nothing is recorded twice.
 
-    Row ids are recorded as keyed hashes. `versions add` and `request run` record their runs themselves.
+    Row ids are recorded as keyed hashes. `versions add` and `request run` do this for their runs.
     """
     from llm_forget.compliance.ledger.ledger import Ledger
     from llm_forget.compliance.ledger.record_runs import note_run
@@ -48,7 +48,7 @@ def show(
     last: Annotated[int | None, typer.Option(min=1, help="Show only the newest N events.")] = None,
     evidence: Evidence = EVIDENCE,
 ) -> None:
-    """List the events in order."""
+    """List the events of the ledger, oldest first."""
     from llm_forget.compliance.ledger.ledger import KINDS, Ledger
     from llm_forget.core.registry import did_you_mean
 
@@ -68,7 +68,7 @@ def record(
     subject: Annotated[str | None, typer.Option(help="Its subject, if one was recorded.", metavar="ID")] = None,
     evidence: Evidence = EVIDENCE,
 ) -> None:
-    """Show which runs and versions were trained on a record, and later events of these models.
+    """Show the events about a record, the runs and versions that were trained on it, and later events about these.
 
     Records whose key was destroyed (`audit unlink`) cannot be found.
     """
@@ -134,10 +134,10 @@ def verify(
     key: Annotated[Path | None, typer.Option(help="A copy of the public key; default: the one in the folder.")] = None,
     evidence: Evidence = EVIDENCE,
 ) -> None:
-    """Verify the whole ledger. Exit code 0: it is intact; 6: it is not, and the first bad event is printed.
+    """Verify the whole ledger. Exit code 0: intact; 6: changed, and the first changed event is printed.
 
-    The removal of the newest events shows only in comparison with the signed head `anchor.json`. Anyone who can change
-    the ledger can also replace that file, so keep copies of it and of `signing.pub` elsewhere and pass them here.
+    Only the signed head `anchor.json` reveals that the newest events were removed. Anyone who can change the ledger can
+    also replace that file, so keep copies of it and of `signing.pub` elsewhere, and give them as options.
     """
     from llm_forget.compliance.ledger import signed_head
     from llm_forget.compliance.ledger.ledger import Ledger
@@ -154,9 +154,9 @@ def verify(
 
 @audit.command()
 def anchor(evidence: Evidence = EVIDENCE) -> None:
-    """Verify the ledger, then sign the number and digest of its newest event into `anchor.json`; keep a copy of it.
+    """Verify the ledger, and write the signed number and digest of its newest event to `anchor.json`. Keep a copy.
 
-    The first call creates `signing.key`, which must stay in the folder. Give `signing.pub` to those who verify.
+    The first call creates `signing.key`, which must stay in the folder. Give `signing.pub` to all who verify.
     """
     from llm_forget.compliance.ledger.ledger import Ledger
     from llm_forget.compliance.ledger.signing import PUBLIC, fingerprint
@@ -174,11 +174,11 @@ def unlink(
     ids: Annotated[str | None, typer.Option(help="File with one id per line, or - for stdin.", metavar="FILE")] = None,
     evidence: Evidence = EVIDENCE,
 ) -> None:
-    """Destroy the keys of subjects, so that no event can be linked to them. The chain stays intact.
+    """Destroy the keys of subjects, so that no event can be linked to them any more. The ledger stays verifiable.
 
-    A record without a subject has its own key. Do this last: after the deletions are closed, their certificates issued
-    and the rows removed from all data. Otherwise the next request would retain a row that is still in the data.
-    Afterwards, `audit record` cannot find these records. Only a backup of `keys.db` can undo this: destroy it as well.
+    A record without a subject has its own key. Do this only after the requests are closed, their certificates are
+    issued, and the rows are removed from all data. Otherwise the next request would retain a row that is still in the
+    data. Afterwards, `audit record` cannot find these records. A backup of `keys.db` still has the keys, so destroy it.
     """
     from llm_forget.compliance.ledger.ledger import Ledger
     from llm_forget.compliance.requests.files import refuse_open_requests

@@ -1,4 +1,4 @@
-"""The command line. Heavy imports are inside the commands, so that ``--help`` is fast."""
+"""The command ``llm-forget``, and commands for training. Heavy imports are inside them, so that ``--help`` is fast."""
 
 import errno
 import logging
@@ -29,7 +29,7 @@ FULL_DISK = 5  # exit code; other expected errors exit with their `exit_code`, o
 
 
 class Entrance(TyperGroup):
-    """Command group that prints an expected error as one sentence and exits with its exit code; 130 if interrupted."""
+    """A command group that prints an expected error as one sentence and exits with its exit code (130 after Ctrl-C)."""
 
     def invoke(self, ctx: Any) -> Any:
         # On a machine without GPU, bitsandbytes always warns that an optional kernel is missing.
@@ -151,10 +151,10 @@ def unlearn(
 
 @app.command(context_settings=PASS_ON, options_metavar="RECIPE [--KEY VALUE]...")
 def calibrate(ctx: typer.Context) -> None:
-    """Measure the target on holdout rows: where the forget rows should be after unlearning.
+    """Measure the target on holdout rows. After unlearning, the forget rows should have the same values.
 
     RECIPE is a recipe of `unlearn` with `holdout`: rows like the forget rows that were never trained on. Nothing is
-    trained or written. `unlearn` measures the same with `stop_at: holdout`, and keeps the step that fits best.
+    trained or written. With `stop_at: holdout`, `unlearn` measures the same values and keeps the step that fits best.
     """
     arguments = with_recipe(ctx.args)
     speak()
@@ -184,7 +184,10 @@ def _train(command: str, arguments: list[str], config: str | None, processes: in
 
 
 def with_recipe(arguments: list[str]) -> list[str]:
-    """Replace the recipe (first word or value of ``--config``) by its path. Raises ConfigError if it does not exist."""
+    """Return the arguments with the recipe (first word, or value of ``--config``) replaced by its path.
+
+    Raise ConfigError without arguments, MissingFileError if the recipe does not exist.
+    """
     if not arguments:
         raise ConfigError("no recipe is given; name a file or a shipped one, see `llm-forget recipes list`")
     arguments = list(arguments)
@@ -216,10 +219,10 @@ def bench(
     scaling: Annotated[bool, typer.Option("--scaling", help="Measure growth with rows, length, rank, sizes.")] = False,
     naive: Annotated[bool, typer.Option("--naive/--no_naive", help="Also measure naive forms (a second copy).")] = True,
 ) -> None:
-    """Measure what a step costs: plain LoRA fine-tuning, each method, and naive forms of npo and npo_kl.
+    """Measure time and memory of a training step: plain LoRA fine-tuning, each method, naive forms of npo and npo_kl.
 
-    RECIPE is a recipe of `unlearn`; the default is the untrained model of the demo with its rows, which takes seconds.
-    All variants run in turn, in one process, before memory is measured. Run it on an otherwise idle machine.
+    RECIPE is a recipe of `unlearn`. The default is the demo recipe with an untrained model, which takes seconds. Steps
+    of all variants are timed in turn, in one process. Then memory is measured. Use an otherwise idle machine.
     """
     arguments = ctx.args
     if not arguments or (arguments[0].startswith("--") and "--config" not in arguments):
@@ -265,7 +268,7 @@ def copy_recipe(
     name: Annotated[str, typer.Argument(help="Such as demo/npo.")],
     destination: Annotated[str | None, typer.Argument(help="File or folder; default: its own name, here.")] = None,
 ) -> None:
-    """Copy a shipped recipe so that you can edit it."""
+    """Copy a shipped recipe to a file that you can edit."""
     typer.echo(f"wrote {resources.copy('recipes', name, destination)}")
 
 

@@ -46,11 +46,11 @@ def merge(
         ),
     ] = None,
 ) -> None:
-    """Merge adapters into their base model, and verify on probe prompts that the outputs are the same.
+    """Merge adapters into their base model, and verify on probe prompts that the logits are the same.
 
-    Several adapters, or scaled ones, are combined as products B A. The error of combining A and B separately, as PEFT's
-    `linear` does, is printed. `merge.json` holds the settings and the digests of the sources and of all files. If there
-    is an evidence folder (LLM_FORGET_EVIDENCE, or evidence/), the merge is recorded there.
+    Several or scaled adapters are combined as products B A of their LoRA matrices. The error of combining A and B
+    separately, as PEFT's `linear` does, is printed. `merge.json` holds the settings and the digests of the sources and
+    of all files. If there is an evidence folder (LLM_FORGET_EVIDENCE, or evidence/), the merge is recorded there.
     """
     from llm_forget.workflows.merge import merge as write
 
@@ -71,7 +71,7 @@ def merge(
 
 
 def _note(folder: str, runs: list[str]) -> None:
-    """Record the merge in the evidence folder, if there is one; if this fails, only print a warning."""
+    """Record the merge in the ledger if there is an evidence folder. If this fails, print a warning and continue."""
     from llm_forget.compliance.ledger.ledger import Ledger
     from llm_forget.compliance.ledger.record_runs import note_run
     from llm_forget.publish.ledger_gate import evidence_folder
@@ -138,9 +138,9 @@ def export(
 ) -> None:
     """Export a model in 4 or 8 bit (bitsandbytes) or as one GGUF file, read it back, and evaluate it.
 
-    Rounding weights can bring back what was forgotten, so the export is evaluated, on the rows of the run or on those
-    of `--forget`, `--retain` and other recipe keys. It gets its own `results.json`. Exit code 1: the export fails a
-    verdict that the original passed; its files are kept.
+    Rounding weights can bring back forgotten rows. So the export is evaluated, on the rows of the run or on those of
+    `--forget`, `--retain` and other recipe keys, and has its own `results.json`. Exit code 1: the export fails a
+    verdict that the original passed. Its files are kept.
     """
     overrides = keys_and_values(ctx.args)
     speak()
@@ -175,7 +175,7 @@ def export(
 
 
 def _side_by_side(report: dict[str, Any]) -> None:
-    """Print a table with every metric and verdict of the model, of its export and of the oracle."""
+    """Print a table for each suite with the metrics and verdicts of the model, its export and the oracle."""
     from rich import box
     from rich.table import Table
 
@@ -205,11 +205,11 @@ def adopt(
     dtype: Annotated[str, typer.Option(help="Precision of the base: float32, bfloat16 or float16.")] = "float32",
     trust: Annotated[bool, typer.Option("--trust", help="Load the adapter; otherwise it is only inspected.")] = False,
 ) -> None:
-    """Check an adapter that comes from another tool or from `pull`, and copy it into a run.
+    """Check an adapter that comes from another tool or from `pull`, and copy it into a run directory.
 
-    Other commands load adapters only from runs. Always refused, even with `--trust`: links and archives, pickled
-    weights, patterns instead of module names, ranks above 1024, missing, unexpected, misshapen or non-finite tensors,
-    and adapters without effect. Exit code 4: refused.
+    Other commands load adapters only from run directories. Even with `--trust`, these are refused: links and archives,
+    pickled weights, patterns instead of module names, ranks above 1024, missing, unexpected, misshapen or non-finite
+    tensors, and adapters without effect. Exit code 4: refused.
     """
     from llm_forget.workflows.adopt import adopt as take, inspect_adapter
 

@@ -1,4 +1,4 @@
-"""Commands for publishing: the model card, and push, pull and purge. Heavy imports are inside the commands."""
+"""Commands for publishing: card, push, pull and purge. Heavy imports are inside the commands."""
 
 from pathlib import Path
 from typing import Annotated
@@ -75,12 +75,12 @@ def push(
     evidence: Evidence = None,
     execute: Execute = False,
 ) -> None:
-    """Publish adapter (or merged model), card, results and report. Without `--execute` nothing is sent.
+    """Publish the adapter (or merged model), card, results and report of a run on the Hub, with `--execute`.
 
-    Without `--execute`, prints the card and the list of files. Records, rows, ledger, caches, recipe and provenance are
-    never sent. Files that are already on the Hub are not sent again. The commit gets a tag, a digest of the content. If
-    the evidence folder has a signing key, the list of files is signed. The token comes from HF_TOKEN or
-    `hf auth login`.
+    Without `--execute`, nothing is sent; the card and the list of files are printed. Records, rows, ledger, caches,
+    recipe and provenance are never sent. Files that are already on the Hub are not sent again. The commit gets a tag,
+    which is a digest of the content. If the evidence folder has a signing key, the list of files is signed. The token
+    comes from HF_TOKEN or `hf auth login`.
     """
     speak()
     from llm_forget.compliance.ledger.signing import KEY
@@ -118,7 +118,7 @@ def pull(
     max_size: Annotated[str, typer.Option("--max_size", help="Refuse larger downloads.", metavar="SIZE")] = "50GB",
     key: Annotated[str | None, typer.Option(help="Public key that must have signed the files.", metavar="FILE")] = None,
 ) -> None:
-    """Download what `push` published, if all its files are unchanged. Exit code 6: not signed by the key."""
+    """Download a model that `push` published, and refuse changed files. Exit code 6: not signed by the key."""
     speak()
     from llm_forget.publish.hub.pull import pull as fetch
 
@@ -138,7 +138,7 @@ def purge(
     evidence: Evidence = None,
     execute: Execute = False,
 ) -> None:
-    """Withdraw versions from the Hub: remove them, their history and their large files, and verify the removal.
+    """Withdraw published versions: remove them, their history and their large files from the Hub, and verify this.
 
     First push a version without the deleted data. All versions with the same weights as a named one are removed, too.
     This cannot be undone. Without `--execute`, only the plan is printed. Copies that others downloaded remain.

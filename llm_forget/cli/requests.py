@@ -1,4 +1,4 @@
-"""Commands on deletion requests and their certificates. Heavy imports are inside the commands."""
+"""Commands for deletion requests and their certificates. Heavy imports are inside the commands."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +16,7 @@ request = typer.Typer(no_args_is_help=True, help="Deletion requests: add, run, c
 
 
 class IssueUnlessNamed(TyperGroup):
-    """Run ``certificate REQUEST`` as ``certificate issue REQUEST``."""
+    """A command group that runs ``certificate REQUEST`` as ``certificate issue REQUEST``."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         is_command = args[:1] and args[0] in self.commands
@@ -58,11 +58,11 @@ def add(
     force: Annotated[bool, typer.Option("--force", help="Accept a request above a quota of limits.yaml.")] = False,
     evidence: Evidence = EVIDENCE,
 ) -> None:
-    """Add a deletion request and resolve it to rows. It is an error if no row matches.
+    """Add a deletion request, and find its rows in the data. It is an error if no row matches.
 
     Selects rows that match exactly or after normalisation (Unicode composition, case, zero-width characters, white
     space), and rows with the same text. Near-duplicates are listed; `--include_near` decides about them, here or in
-    `request run`. Adding the same request again changes nothing, except that `--due` and `--authorised_by` amend it.
+    `request run`. If the same request is added again, only `--due` and `--authorised_by` are updated.
 
     `limits.yaml` in the evidence folder restricts requests: `protected` (sources of rows to keep), `max_share` and
     `max_rows` (of all open requests), `authorised_by` (roles, one of which must authorise each request).
@@ -114,7 +114,7 @@ def list_requests(evidence: Evidence = EVIDENCE) -> None:
 
 @request.command()
 def show(request_id: RequestId, evidence: Evidence = EVIDENCE) -> None:
-    """Show one request: matched rows, near-duplicates, attempts and history. Ids only, never text."""
+    """Show one request: matched rows, near-duplicates, attempts and history. Prints row ids, but never text."""
     from llm_forget.compliance.requests import describe as words
     from llm_forget.compliance.requests.files import find_request
 
@@ -146,11 +146,11 @@ def run(
     suites: Annotated[str | None, typer.Option(help="Comma-separated suites; default: the recipe's.")] = None,
     evidence: Evidence = EVIDENCE,
 ) -> None:
-    """Unlearn the rows of a request with a recipe and evaluate the run; resumes where it stopped.
+    """Unlearn the rows of a request with a recipe, and evaluate the run. An interrupted run is resumed.
 
-    Lists of ids are written beside the request, and the recipe reads them as `forget` and `retain`. The run directory
-    is `--output_dir`, or the recipe's `output_dir` plus the name of the request. `--dry_run true` trains nothing and
-    prints the cost and both sources; pass these to `llm-forget unlearn` to train on several GPUs.
+    Lists of row ids are written into the request's folder, and replace `forget` and `retain` of the recipe. The run
+    directory is `--output_dir`, or the recipe's `output_dir` plus the id of the request. `--dry_run true` only prints
+    the cost and both sources. To train on several GPUs, give these sources to `llm-forget unlearn`.
     """
     from llm_forget.compliance.requests import intake, limits, steps
     from llm_forget.compliance.requests.execute import execute, read_plan
@@ -195,7 +195,7 @@ def close(
     ] = None,
     evidence: Evidence = EVIDENCE,
 ) -> None:
-    """Close a request if the run passes a policy: exit code 0 closed, 1 failed, 3 inconclusive, 2 usage error.
+    """Close a request if the run passes a policy. Exit code 0 closed, 1 failed, 3 inconclusive, 2 usage error.
 
     Evaluate and attack the run first, because closing removes all row ids except keyed hashes in the ledger.
     """
@@ -261,9 +261,9 @@ def verify(
     request_id: Annotated[str | None, typer.Option("--request", help="The request it must be about.")] = None,
     evidence: Annotated[Path | None, typer.Option(help="Also compare with this ledger.", metavar="DIR")] = None,
 ) -> None:
-    """Verify a certificate with a public key; needs no other file. Exit code 0 valid, 6 refused.
+    """Verify a certificate with the public key of its issuer. Exit code 0 valid, 6 refused.
 
-    Without a key, only the integrity of the file is verified, not who signed it: exit code 3.
+    No other file is needed. Without `--key`, exit code 3: only the integrity of the file is verified, not the signer.
     """
     from llm_forget.compliance.certificates.certificate import summary, verify as check
 

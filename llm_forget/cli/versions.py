@@ -1,4 +1,4 @@
-"""Commands on versions of a model: add, list, switch, compare, remove. Heavy imports are inside the commands."""
+"""Commands for versions of a model: add, list, switch, compare, remove. Heavy imports are inside the commands."""
 
 from typing import Annotated, Any
 
@@ -22,10 +22,10 @@ def add(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A finished run of finetune or unlearn.")],
     evidence: Evidence = EVIDENCE,
 ) -> None:
-    """Keep the model of a run as a version, and record in the ledger what it was trained on.
+    """Store the model of a run as a version, and record the rows that it was trained on in the ledger.
 
-    The id is a digest of the content, so equal content is one version. If the run started from another run, that run is
-    added as well. After `evaluate`, add the run again to copy its results. The version in use does not change.
+    The id is a digest of the content, so equal content gives one version. If the run started from another run, that run
+    is added as well. After `evaluate`, add the run again to copy its results. The version in use does not change.
     """
     from llm_forget.compliance.versions.versions import add_version
 
@@ -63,9 +63,9 @@ def show(
     path: Annotated[bool, typer.Option("--path", help="Print only the folder, usable as a model name.")] = False,
     evidence: Evidence = EVIDENCE,
 ) -> None:
-    """Show a version; `--path` prints its folder: `llm-forget evaluate $(llm-forget versions show --path)`.
+    """Show a version, or with `--path` its folder: `llm-forget evaluate $(llm-forget versions show --path)`.
 
-    Warns on stderr if the version contains deleted data, or if this can no longer be determined.
+    `--path` prints a warning on stderr if the version contains deleted data, or if this can no longer be determined.
     """
     from llm_forget.compliance.versions.diff import describe
     from llm_forget.compliance.versions.versions import exclusion_reasons, path_of
@@ -84,7 +84,7 @@ def show(
 
 @versions.command()
 def use(version: Identity, unjudged: AlsoUnjudged = False, evidence: Evidence = EVIDENCE) -> None:
-    """Use a version, after verifying all digests. A version that contains deleted data is refused."""
+    """Switch to a version, after all digests are verified. A version that contains deleted data is refused."""
     from llm_forget.compliance.versions.versions import use as switch
 
     typer.echo(f"version {switch(evidence, version, unjudged=unjudged)} is in use")
@@ -108,7 +108,7 @@ def diff(
     second: Annotated[str, typer.Argument(metavar="B", help="Id of another.")],
     evidence: Evidence = EVIDENCE,
 ) -> None:
-    """Show the differences between two versions: data, settings and numbers."""
+    """Show the differences between two versions: model, data, settings and metrics."""
     from llm_forget.compliance.versions.diff import diff as compare
 
     differences = compare(evidence, first, second)
@@ -125,7 +125,7 @@ def purge(
     yes: Annotated[bool, typer.Option("--yes", help="Remove the files; otherwise they are only listed.")] = False,
     evidence: Evidence = EVIDENCE,
 ) -> None:
-    """Remove the files of a version; its ledger events stay. Refused if it is in use or if another version needs it."""
+    """Remove the weights of a version, but not its events. Refused if it is in use, or if another version needs it."""
     from llm_forget.compliance.versions.purge import plan_purge, purge as remove
 
     removal = plan_purge(evidence, version)

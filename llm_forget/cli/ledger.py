@@ -178,7 +178,7 @@ def unlink(
 
     A record without a subject has its own key. Do this only after the requests are closed, their certificates are
     issued, and the rows are removed from all data. Otherwise the next request would retain a row that is still in the
-    data. Afterwards, `audit record` cannot find these records. A backup of `keys.db` still has the keys, so destroy it.
+    data. Afterwards, `audit record` cannot find these records. Also destroy backups of `keys.db`: they have the keys.
     """
     from llm_forget.compliance.ledger.ledger import Ledger
     from llm_forget.compliance.requests.files import refuse_open_requests

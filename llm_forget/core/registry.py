@@ -56,7 +56,7 @@ class Entry:
     defaults: dict[str, Any] = field(default_factory=dict)
 
     def arguments(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Return hyper-parameters with defaults added. Raise ConfigError for an unknown, missing or mistyped value."""
+        """Return hyper-parameters with defaults added. Raise ConfigError for an unknown, missing or invalid value."""
         for key in values:
             if key not in self.defaults:
                 hint = did_you_mean(str(key), self.defaults)
@@ -149,7 +149,7 @@ class Registry(Generic[E]):
         return self._entries.get(name)
 
     def get(self, name: str) -> E:
-        """Return the entry of a registered name or of an imported ``module:function``. Raise ConfigError if missing."""
+        """Return the entry of a registered name, or import ``module:function``. Raise ConfigError if neither exists."""
         if ":" in name:
             return self._import(name)
         if name not in self._entries:

@@ -1,6 +1,6 @@
-"""The run directory. Training writes it, and all other commands read it::
+"""The run directory, in which training, evaluation and other commands store their results::
 
-    run.json         kind, status (running | complete), identity digest, times
+    run.json         kind, status (running | complete), identity (settings that must be equal to resume), times
     config.yaml      the resolved recipe, to repeat the run
     provenance.json  base model, data digests and row ids, versions, seed, git commit, device
     metrics.jsonl    one line per logging step

@@ -241,7 +241,7 @@ class Ledger:
         return destroyed
 
     def count_linked(self, names: Iterable[str]) -> int:
-        """Return how many names are records of a subject that is not named, whose key still links them to events."""
+        """Return how many of these ids are records whose subject is not among them; its key still links the records."""
         with translate_sqlite_errors(self.folder):
             return subject_keys.count_linked(self.connection, names) if self._attach(write=False) else 0
 

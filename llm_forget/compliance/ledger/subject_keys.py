@@ -104,7 +104,7 @@ def destroy(connection: sqlite3.Connection, subjects: Iterable[str]) -> int:
 
 
 def count_linked(connection: sqlite3.Connection, names: Iterable[str]) -> int:
-    """Return how many names are records of a subject that is not named, whose key still links them to events."""
+    """Return how many of these ids are records whose subject is not among them; its key still links the records."""
     master = _master(connection)
     hashed_names = {_hash(master, name) for name in names}
     rows = connection.execute("SELECT subject, record FROM keys.owned")

@@ -329,7 +329,7 @@ def current_id(ledger: Ledger) -> str | None:
 
 
 def _usage_stack(ledger: Ledger) -> list[str]:
-    """Return the id of the version in use (last), after the ids of the versions that repeated rollbacks lead to."""
+    """Return a stack of version ids. The last id is in use; a rollback removes it and returns to the id before it."""
     used: list[str] = []
     for event in _switches(ledger):
         identity = event.body["id"]

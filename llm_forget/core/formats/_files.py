@@ -42,7 +42,7 @@ def read_if_current(path: Path, kind: type[Record], *, advice: str = REASON) -> 
 
 
 def read_if_valid(path: Path, kind: type[R]) -> R | None:
-    """Return the content of a file as a record, or None if it is missing or invalid, as while it is being written."""
+    """Return the content of a file as a record, or None if it is missing or invalid (or just being written)."""
     try:
         return read(path, kind)
     except (OSError, ValueError):

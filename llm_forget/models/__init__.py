@@ -1,1 +1,1 @@
-"""Load, adapt, save, merge and export models."""
+"""Load models, attach and save adapters, merge adapters into models, and export models."""

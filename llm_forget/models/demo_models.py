@@ -15,7 +15,7 @@ NAMES = ("demo-llama", "smollm2-135m")
 
 
 def find(name: str) -> tuple[str, str]:
-    """Return (kind, location) of a built-in model; raise MissingPackageError if its package is not installed."""
+    """Return (kind, location) of a built-in model. Raise MissingPackageError if the model's package is missing."""
     if name == "demo-llama":
         return "demo", "builtin:demo-llama"
     if name == "smollm2-135m":
@@ -48,7 +48,7 @@ def demo_config() -> Any:
 
 
 def demo_model(attn_implementation: str | None = None) -> Any:
-    """Return the demo Llama. Its weights are always the same, and the global random state does not change."""
+    """Return the demo Llama. Its random weights are always the same. The global random state is not changed."""
     import torch
     from transformers import LlamaForCausalLM
 
@@ -81,7 +81,7 @@ def _demo_vocabulary() -> str:
 
 
 def demo_tokenizer() -> Any:
-    """Return a byte-level BPE tokenizer with at most 1024 tokens, trained on the demo corpus."""
+    """Return a byte-level BPE tokenizer with at most 1024 tokens, trained on the demo data set."""
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 

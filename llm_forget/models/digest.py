@@ -30,25 +30,25 @@ PRECISION = ("dtype", "load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "us
 class ModelIdentity:
     """The facts that determine a model's outputs: base weights, adapter, and the precision of the loaded weights."""
 
-    base: str  # `source_digest` of the model without this adapter
-    adapter: str | None  # `adapter_digest`
+    base: str  # `source_digest` of the model without the adapter
+    adapter: str | None  # `adapter_digest` of the adapter; None for a model without one
     precision: dict[str, str]  # values of the settings in `PRECISION`
 
     @property
     def digest(self) -> str:
-        """Digest of all fields. It is stored in results.json, and is part of the cache key of each measurement."""
+        """Return a digest of all fields. It is stored in results.json, and is part of each measurement's cache key."""
         return content_key(base=self.base, adapter=self.adapter, precision=self.precision)
 
 
 def identity_of(model: ModelConfig, *, base: str | None = None, adapter: Path | None = None) -> ModelIdentity:
-    """Return the identity of a model with an optional adapter; compute the base digest if ``base`` is None."""
+    """Return the identity of a model with an optional adapter. ``base`` is the base's digest, if it is known."""
     precision = {key: str(getattr(model, key)) for key in PRECISION}
     layer = adapter_digest(adapter) if adapter is not None else None
     return ModelIdentity(base or source_digest(model.model_name_or_path, model.model_revision), layer, precision)
 
 
 def run_identity(run: Run, *, base: str | None = None) -> ModelIdentity:
-    """Return the identity of the model that a run wrote; compute the digest of the base if ``base`` is None."""
+    """Return the identity of the model that a run wrote. ``base`` is the digest of its base, if it is known."""
     model = model_part(run.config)
     if kind_of(run).forgotten and run.adapter.is_dir():
         return identity_of(model, base=base, adapter=run.adapter)
@@ -57,11 +57,10 @@ def run_identity(run: Run, *, base: str | None = None) -> ModelIdentity:
 
 @library_errors(ModelError, ValueError, OSError, ImportError)
 def source_digest(name: str | None, revision: str | None = None) -> str:
-    """Return a digest of the weights that a model name refers to.
+    """Return a digest of the weights that a model name refers to, including adapters.
 
     For a Hub id, the digest is ``commit:`` and the commit hash. For other models, it is ``sha256:`` and a hash of the
-    weight and config files (folder), the bytes (GGUF file) or the tensors (demo model). If there are adapters, the hash
-    includes them.
+    weight and config files (folder), the bytes (GGUF file) or the tensors (demo model).
     """
     return digests_by_layer(find_source(name), revision)[-1]
 
@@ -104,6 +103,6 @@ def folder_digest(folder: Path) -> str:
 
 
 def adapter_digest(folder: Path) -> str:
-    """Check an adapter folder with `inspect_folder`, and return its `folder_digest`."""
+    """Return the `folder_digest` of an adapter folder, after a check with `inspect_folder`."""
     inspect_folder(folder)
     return folder_digest(folder)

@@ -1,4 +1,4 @@
-"""Load a model by name, optionally quantised, and its tokenizer."""
+"""Load a model by its name, quantised if wanted, and its tokenizer."""
 
 from __future__ import annotations
 
@@ -27,12 +27,13 @@ logging.getLogger("bitsandbytes.autograd._functions").addFilter(lambda entry: "w
 def load_base(model_args: ModelConfig, *, device_map: Any = None, dequantize: bool = False) -> Any:
     """Load a causal language model in evaluation mode, without running code from the Hub.
 
-    If the name refers to an adapter, or to a run with an adapter, returns a frozen ``PeftModel`` with the adapters
-    "target", "target-2" and so on, in the order of training. Otherwise returns a ``PreTrainedModel``.
+    If the name refers to an adapter, or to a run with an adapter, return a frozen ``PeftModel`` with the adapters
+    "target", "target-2" and so on, in the order of training. Otherwise return a ``PreTrainedModel``.
 
     Args:
-        model_args: the default dtype is float32. The base of a run is loaded at the revision that the run recorded.
-        device_map: passed to transformers; for 4 or 8 bit, the default is the device of this process.
+        model_args: name and settings; the default dtype is float32. The base of a run has the revision that the run
+            recorded.
+        device_map: passed to transformers. For 4 or 8 bit, the default is the device of this process.
         dequantize: convert 4- or 8-bit weights to float32, so that an adapter can be merged into them.
 
     Raises:
@@ -57,7 +58,7 @@ def load_base(model_args: ModelConfig, *, device_map: Any = None, dequantize: bo
 
 
 def _warn_other_precision(adapter: Path, manifest: dict[str, Any], quantization: dict[str, Any] | None) -> None:
-    """Warn if the base is loaded in another precision than in training, because its outputs then differ."""
+    """Log a warning if the base has another precision than in the adapter's training, because its outputs differ."""
     trained, loaded = (_precision(settings) for settings in (manifest.get("quantization"), quantization))
     if "quantization" in manifest and trained != loaded:
         logger.warning(
@@ -94,7 +95,7 @@ def vocabulary_size(model_args: ModelConfig) -> int:
 
 
 def meta_model(model_args: ModelConfig) -> Any:
-    """Return the full model of these arguments without weights, to count its parameters."""
+    """Return the model of these arguments on the meta device, that is, without weights, to count its parameters."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -103,7 +104,7 @@ def meta_model(model_args: ModelConfig) -> Any:
 
 
 def to_device(model: Any) -> Any:
-    """Move a model to the device of this process. Quantised weights cannot be moved, and are loaded onto it."""
+    """Move a model to the device of this process, and return it. A quantised model is already there, and stays."""
     from accelerate import PartialState
 
     return model if getattr(model, "is_quantized", False) else model.to(PartialState().device)
@@ -180,7 +181,7 @@ def _gguf(source: Source, options: dict[str, Any]) -> Any:
 
 
 def _warn_unread(path: Path) -> None:
-    """Warn about tensors and settings of a GGUF file that llama.cpp uses but transformers ignores."""
+    """Log a warning about tensors and settings of a GGUF file that llama.cpp uses but transformers ignores."""
     head, names = _read_head(path)
     kind = head["general.architecture"]
     unread = [name for name in names if name.startswith(("rope_freqs.", "rope_factors"))]
@@ -208,7 +209,7 @@ def _gguf_path(source: Source) -> Path:
 
 
 def _read_head(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Return the metadata and tensor names of a GGUF file; raise ModelError if it is damaged."""
+    """Return (metadata, tensor names) of a GGUF file. Raise ModelError if the file is damaged."""
     import struct
 
     from transformers.integrations.gguf import read_gguf_metadata
@@ -220,7 +221,7 @@ def _read_head(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
 
 
 def _quantize(model: Any, quantization: Any, options: dict[str, Any]) -> Any:
-    """Save a demo or GGUF model to a temporary folder, and load it from there in 4 or 8 bit."""
+    """Return a demo or GGUF model in 4 or 8 bit: save it to a temporary folder, and load it from there quantised."""
     import tempfile
 
     with tempfile.TemporaryDirectory(prefix="llm-forget-") as folder:
@@ -231,7 +232,7 @@ def _quantize(model: Any, quantization: Any, options: dict[str, Any]) -> Any:
 
 
 def _prepare_quantized(model: Any) -> Any:
-    """Cast unquantised modules to float32, and stop bitsandbytes from repacking 4-bit weights.
+    """Cast unquantised modules to float32, and prevent that bitsandbytes repacks 4-bit weights. Return the model.
 
     On CPUs with AVX512-BF16, bitsandbytes repacks 4-bit weights in a forward pass without gradient. Repacked layers
     compute in bfloat16, have no gradient, and are dequantised to wrong values.
@@ -246,7 +247,7 @@ def _prepare_quantized(model: Any) -> Any:
 
 
 def _dequantized(model: Any) -> Any:
-    """Convert quantised weights to float32, so that the model can be saved like an unquantised model."""
+    """Return the model with quantised weights converted to float32. It can be saved like an unquantised model."""
     import torch
 
     model = model.dequantize(dtype=torch.float32)
@@ -262,7 +263,7 @@ def _dequantized(model: Any) -> Any:
 def load_tokenizer(model_args: ModelConfig) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model. It pads on the right, with the end-of-sequence token if there is no pad token.
 
-    Raises MissingFileError or ModelError as `find_source` does, and ModelError if neither of the two tokens exists.
+    Raise MissingFileError or ModelError as `find_source` does, and ModelError if neither of the two tokens exists.
     """
     source = find_source(model_args.model_name_or_path)
     tokenizer = _tokenizer(source, source.revision or model_args.model_revision)
@@ -295,7 +296,7 @@ def _tokenizer(source: Source, revision: str) -> Any:
 
 
 def _gguf_tokenizer(path: Path) -> Any:
-    """Load the tokenizer of a GGUF file, even if its folder has a tokenizer.json, which transformers prefers."""
+    """Load the tokenizer of a GGUF file. A tokenizer.json in its folder, which transformers would load, is ignored."""
     import tempfile
 
     from transformers import AutoTokenizer

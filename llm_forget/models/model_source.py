@@ -1,4 +1,4 @@
-"""Resolve a model name: Hub id, folder, GGUF file, built-in model, run, or an adapter on one of these."""
+"""Find the files of a model name: a Hub id, folder, GGUF file, built-in model or run, or an adapter on one of these."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,17 +17,17 @@ EXPORT_REPORT = "export.json"  # in the folder that `export` writes
 
 @dataclass(frozen=True)
 class Source:
-    """The full weights of a model, and the frozen adapters on top of them, in the order of training."""
+    """The location of a model's full weights, and of the adapters on top of them."""
 
     name: str  # as the user wrote it
     kind: str  # "hub" | "folder" | "gguf" | "demo"
     location: str  # Hub id, folder or file of the full weights
-    adapters: tuple[Path, ...] = ()
-    revision: str | None = None  # of a Hub id, as recorded by the run or adapter
+    adapters: tuple[Path, ...] = ()  # folders of frozen adapters, in the order of training
+    revision: str | None = None  # revision of a Hub id, as recorded by the run or adapter
 
     @property
     def tokenizer_folders(self) -> tuple[Path, ...]:
-        """Folders that may hold the tokenizer: those of the adapters, last first, and that of an exported GGUF."""
+        """Return folders that may have the tokenizer: those of adapters, last first, and that of an exported GGUF."""
         beside = Path(self.location).parent
         # A GGUF file describes the tokenizer less completely than tokenizer files, and is slow to read.
         report = formats.read_if_valid(beside / EXPORT_REPORT, ExportReport) if self.kind == "gguf" else None
@@ -37,12 +37,12 @@ class Source:
 
 @library_errors(ModelError, ValueError, OSError, ImportError)
 def find_source(name: str | None) -> Source:
-    """Find the full weights and the adapters that a model name refers to.
+    """Return the full weights and the adapters that a model name refers to.
 
     Raises:
-        MissingFileError: the path does not exist, or the folder holds no model.
+        MissingFileError: the path does not exist, or the folder contains no model.
         ModelError: no name, an unknown built-in model, an unfinished run, or adapters that refer to each other.
-        AdapterRefused: an adapter has no manifest. In this case, its base is not looked up.
+        AdapterRefused: an adapter has no manifest. In this case, its base is not searched for.
     """
     if not name:
         raise ModelError("model_name_or_path is not set; give a Hub id, a folder, a .gguf file or builtin:NAME")
@@ -93,9 +93,9 @@ def _hub_id(name: str) -> str:
 
 
 def refuse_adapter_on_hub(hub_id: str, revision: str | None) -> None:
-    """Raise ModelError if a Hub id is an adapter. The error gives the command that downloads it.
+    """Raise ModelError if a Hub id is an adapter. The error states the command that downloads the adapter.
 
-    If transformers attached it, computing the reference would disable it together with adapter "unlearn".
+    If transformers attached the adapter, `reference_mode` would switch it off together with adapter "unlearn".
     """
     from transformers.utils.peft_utils import find_adapter_config_file
 
@@ -114,7 +114,7 @@ def _model_of_run(run: Path) -> Path:
 
 
 def _base_of(adapter: Path) -> tuple[str, str | None]:
-    """Return name and revision of an adapter's base, as recorded by its run or, without a run, by PEFT's config."""
+    """Return (name, revision) of an adapter's base, as its run recorded them or, without a run, PEFT's config."""
     run = Run(adapter.parent)
     if run.state_file.is_file() and run.config_file.is_file():
         config = run.config

@@ -1,4 +1,4 @@
-"""A small, randomly initialised model of the same architecture and with the same tokenizer as another."""
+"""Make a small, randomly initialised model with the architecture and the tokenizer of another model."""
 
 import copy
 import os
@@ -14,7 +14,7 @@ HALVED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attentio
 
 
 def small_config(config: Any) -> Any:
-    """Return a copy of a configuration with half the layers, heads and sizes; the vocabulary stays."""
+    """Return a copy of a configuration with half of the layers, heads and sizes, and with the same vocabulary."""
     small = copy.deepcopy(config)
     for name in HALVED:
         if getattr(small, name, None) is not None:
@@ -25,7 +25,7 @@ def small_config(config: Any) -> Any:
 
 
 def save_small_copy(model_args: ModelConfig, folder: Path, seed: int) -> Path:
-    """Write a small copy of a model, with its tokenizer, into ``folder`` unless it is there."""
+    """Write a small copy of a model and its tokenizer to ``folder``, unless the folder exists. Return the folder."""
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -10,7 +10,7 @@ from llm_forget.core.digests import json_digest
 
 
 def tensor_digest(tensor: Tensor) -> str:
-    """Return ``sha256:...`` of a tensor's bytes, row-major and little-endian; shape and dtype are not hashed."""
+    """Return ``sha256:`` and the hash of a tensor's bytes (row-major, little-endian), without shape and dtype."""
     import torch
 
     # Viewed as bytes, because NumPy has no bfloat16.
@@ -19,7 +19,7 @@ def tensor_digest(tensor: Tensor) -> str:
 
 
 def describe_tensors(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
-    """Return digest, shape and dtype of each tensor, sorted by name."""
+    """Return ``{name: {"sha256", "shape", "dtype"}}`` of all tensors, sorted by name."""
     return {
         name: {
             "sha256": tensor_digest(tensors[name]).removeprefix("sha256:"),

@@ -1,4 +1,4 @@
-"""Check from the header of an adapter file that it has exactly the tensors that its configuration needs.
+"""Check from the header of an adapter file that the file has exactly the tensors that its configuration needs.
 
 PEFT loads matching tensors and only warns about others, so an adapter with renamed tensors would have no effect.
 """
@@ -26,9 +26,9 @@ UP = {up: down for down, up in DOWN.items()}
 
 
 def refuse_incomplete(header: Mapping[str, Header], config: LoraConfig, path: Path) -> dict[str, dict[str, Header]]:
-    """Return LoRA tensors by module, ``{module: {"lora_A": ..., "lora_B": ...}}``, without modules saved in full.
+    """Return the LoRA tensors by module, ``{module: {"lora_A": ..., "lora_B": ...}}``, without modules saved in full.
 
-    Raises AdapterRefused for a key that is not LoRA's, a missing tensor of a pair, or a rank that is not configured.
+    Raise AdapterRefused for a tensor that is not part of LoRA, for A without B, or for a rank that is not configured.
     """
     modules: dict[str, dict[str, Header]] = {}
     for key, tensor in header.items():
@@ -59,7 +59,7 @@ def _saved_whole(key: str, config: LoraConfig) -> bool:
 
 
 def saved_embeddings(model: Any, header: Mapping[str, Header]) -> dict[str, Any]:
-    """Return ``{key: module}`` of the embeddings that PEFT saved in full beside the LoRA tensors."""
+    """Return ``{key in the file: module}`` of embeddings that PEFT saved in full, in addition to the LoRA tensors."""
     ends = [module for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module is not None]
     names = {name: module for name, module in model.named_modules() if any(module is end for end in ends)}
     keys = {f"{FRONT}{name}{layer}.weight": module for name, module in names.items() for layer in ("", ".base_layer")}
@@ -67,7 +67,7 @@ def saved_embeddings(model: Any, header: Mapping[str, Header]) -> dict[str, Any]
 
 
 def refuse_misfit(model: Any, header: Mapping[str, Header], config: LoraConfig, path: Path) -> None:
-    """Raise AdapterRefused if modules or shapes in the file differ from those that the configuration needs."""
+    """Raise AdapterRefused if the file has other modules or shapes than this model and configuration need."""
     stored: dict[str, dict[str, Header]] = {}
     for name, parts in refuse_incomplete(header, config, path).items():
         while name.endswith(".base_layer"):  # added by PEFT if a module has two adapted parameters
@@ -97,7 +97,7 @@ def _modules(model: Any) -> Iterator[tuple[str, Any]]:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     bare = model.get_base_model() if isinstance(model, PeftModel) else model
-    inside = "\0"  # no module name begins with it
+    inside = "\0"  # no module name begins with NUL
     for name, module in bare.named_modules():
         if name and not name.startswith(inside):
             yield name, module
@@ -131,7 +131,7 @@ def _bare(module: Any) -> Any:
 
 
 def _sizes(module: Any) -> tuple[int, int] | None:
-    """Return (inputs, outputs) of a linear layer or embedding; None for other modules, which PEFT checks."""
+    """Return (inputs, outputs) of a linear layer or embedding. Return None for other modules, which PEFT checks."""
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 

@@ -40,7 +40,7 @@ def adapter_state_dict(
 ) -> dict[str, Tensor]:
     """Return the tensors of one adapter on the CPU, with the keys of PEFT's files.
 
-    If the model is sharded (FSDP, ZeRO-3), ``state_dict`` must hold its gathered weights. Raises ModelError if the
+    If the model is sharded (FSDP, ZeRO-3), ``state_dict`` must contain its gathered weights. Raise ModelError if the
     adapter has no tensors, or if a tensor is empty or not finite.
     """
     from peft import get_peft_model_state_dict
@@ -68,15 +68,17 @@ def save_adapter(
     state_dict: Mapping[str, Tensor] | None = None,
     effect: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write adapter "unlearn" and its manifest to ``folder``, atomically and in PEFT's format.
+    """Write adapter "unlearn" and its manifest to ``folder``, atomically and in PEFT's format. Return the folder.
 
-    The manifest has digests of files, tensors, base and frozen adapters, and the quantisation of the base. An adapter
-    that is already in the folder is replaced. Other files stay.
+    The manifest contains digests of files, tensors, base and frozen adapters, and the quantisation of the base. An
+    adapter that is already in the folder is replaced. Other files remain.
 
     Args:
         base_digest: `source_digest` of the model that `load_base` returned.
-        base_name: value of base_model_name_or_path; a path is shortened to its last part.
-        effect: from `logit_fingerprint.effect_of`; None for checkpoints and for sharded weights.
+        base_name: value of base_model_name_or_path in the adapter's configuration. A path is cut to its last part.
+        extra: further keys of the manifest.
+        state_dict: see `adapter_state_dict`.
+        effect: result of `logit_fingerprint.effect_of`; None for checkpoints and for sharded weights.
 
     Raises:
         ModelError: see `adapter_state_dict`; also if ``extra`` has a key that the manifest already has.
@@ -117,7 +119,7 @@ def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Convert disk errors to OSError; safetensors and tokenizers raise other exceptions for them."""
+    """Raise disk errors of safetensors and tokenizers as OSError, within a ``with`` block."""
     from safetensors import SafetensorError
 
     try:
@@ -130,14 +132,14 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def _frozen_digest(model: Any, name: str, state_dict: Mapping[str, Tensor] | None) -> str | None:
-    # Sharded training may gather only the trained weights; the digest of the base covers frozen adapters as well.
+    # Sharded training may gather only the trained weights. The digest of the base also covers frozen adapters.
     if state_dict is not None and not any(f".{name}." in key for key in state_dict):
         return None
     return tensors_digest(adapter_state_dict(model, name, state_dict))
 
 
 def _exchange_folders(first: Path, second: Path) -> bool:
-    """Swap two folders atomically; return False if the system does not support it."""
+    """Swap two folders atomically. Return False, and change nothing, if the system does not support this."""
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # Linux, on most file systems
     here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
     return renameat2 is not None and renameat2(here, os.fsencode(first), here, os.fsencode(second), exchange) == 0
@@ -145,9 +147,9 @@ def _exchange_folders(first: Path, second: Path) -> bool:
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder, which replaces ``folder`` if the block succeeds. After an exception, it is deleted.
+    """Yield a temporary folder. It replaces ``folder`` if the ``with`` block succeeds, and is deleted otherwise.
 
-    If ``folder`` has files other than an adapter's, it is not replaced. Instead, the new files are moved into it.
+    If ``folder`` contains files that do not belong to an adapter, the new files are moved into it instead.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
@@ -196,19 +198,21 @@ def load_adapter(
     base_digest: str | None = None,
     trust: bool = False,
 ) -> PeftModel:
-    """Check a saved adapter, attach it to a model, and activate it together with earlier adapters.
+    """Check a saved adapter, attach it to a model, and activate it together with earlier adapters. Return the model.
 
     Every adapter must be loaded with this function. PEFT alone only warns about an adapter that does not fit.
 
     Args:
-        name: lower-case letters, digits and hyphens.
-        base_digest: digest of the base model; compared with the one in the manifest, if both exist.
-        trust: accept an adapter without a manifest; everything except the digests is still checked.
+        name: name of the adapter in the model: lower-case letters, digits and hyphens.
+        trainable: allow training of the adapter's weights.
+        base_digest: digest of the base model. It is compared with the digest in the manifest, if both exist.
+        trust: accept an adapter without a manifest. Everything except the digests is still checked.
 
     Raises:
-        AdapterRefused: there is no manifest, files or base differ from it, tensors do not fit the model or are not
-            finite, a file or the config is unsafe, or the effect on the logits is zero or not the recorded one.
-        MissingFileError: the folder holds no adapter.
+        AdapterRefused: the adapter has no manifest; files or base differ from the manifest; tensors do not fit the
+            model or are not finite; a file or the configuration is unsafe; or the effect on the logits is zero or
+            differs from the recorded one.
+        MissingFileError: the folder contains no adapter.
     """
     from peft import PeftModel, get_peft_model
 
@@ -246,7 +250,7 @@ def _check_effect(model: Any, folder: Path, manifest: dict[str, Any], before: Te
 
 
 def load_adapter_weights(model: Any, folder: str | Path, *, base_digest: str | None = None) -> None:
-    """Load saved weights into the attached adapter, with all checks of `load_adapter` except that of the logits."""
+    """Load saved weights into the attached adapter "unlearn". All checks of `load_adapter` but that of logits apply."""
     folder = Path(folder)
     verify_adapter(folder, base_digest)
     load_adapter_state(model, _read_weights(folder), origin=str(folder / ADAPTER_WEIGHTS))
@@ -255,9 +259,9 @@ def load_adapter_weights(model: Any, folder: str | Path, *, base_digest: str | N
 def load_adapter_state(
     model: Any, tensors: Mapping[str, Tensor], *, name: str = ADAPTER, origin: str = "the state dict"
 ) -> None:
-    """Load tensors with the keys of PEFT's files into adapter ``name``; errors call their source ``origin``.
+    """Load tensors with the keys of PEFT's files into adapter ``name``. ``origin`` names their source in errors.
 
-    Raises AdapterRefused if keys are missing or unexpected, shapes differ, or a value is not finite.
+    Raise AdapterRefused if keys are missing or unexpected, shapes differ, or a value is not finite.
     """
     from peft import set_peft_model_state_dict
 

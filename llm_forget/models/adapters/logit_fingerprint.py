@@ -1,7 +1,7 @@
-"""Measure how an adapter changes the logits of fixed prompts, when it is saved and when it is loaded.
+"""Measure how much an adapter changes the logits of fixed prompts, when it is saved and when it is loaded.
 
-If a library attached the adapter incorrectly, the model would answer as before unlearning, although all file digests
-match. A comparison of both measurements detects this.
+If a library attaches the adapter incorrectly, the model answers as before unlearning, although all file digests match.
+A comparison of the two measurements detects this.
 """
 
 import hashlib
@@ -28,18 +28,18 @@ NOISE = {"float32": 1e-3, "float16": 2.0**-9, "bfloat16": 2.0**-6}
 
 
 def _hashed_number(below: int, *labels: object) -> int:
-    """Return a pseudo-random integer in [0, below), the same on every machine and with all library versions."""
+    """Return a pseudo-random integer in [0, below). It is the same on every machine and with all library versions."""
     return int.from_bytes(hashlib.sha256(" ".join(map(str, ("effect probe", *labels))).encode()).digest()[:8]) % below
 
 
 def probe_ids(vocabulary: int) -> list[list[int]]:
-    """Return prompts of pseudo-random token ids ``[PROMPTS, LENGTH]``; they depend only on the vocabulary size."""
+    """Return prompts of pseudo-random token ids, ``[PROMPTS, LENGTH]``. They depend only on the vocabulary size."""
     return [[_hashed_number(vocabulary, row, place) for place in range(LENGTH)] for row in range(PROMPTS)]
 
 
 @torch.no_grad()
 def probe(model: Any) -> Tensor | None:
-    """Return the logits of the prompts ``[PROMPTS, LENGTH, V]``, float32 on the CPU; None if weights are sharded."""
+    """Return the logits of the fixed prompts ``[PROMPTS, LENGTH, V]``, float32 on the CPU; None for sharded weights."""
     if not _holds_whole_weights(model):
         return None
     embedding = model.get_input_embeddings().weight
@@ -51,7 +51,7 @@ def probe(model: Any) -> Tensor | None:
 
 
 def effect_of(model: Any) -> dict[str, Any] | None:
-    """Return the effect of adapter "unlearn" on the logits, for its manifest; None if weights are sharded."""
+    """Return the effect of adapter "unlearn" on the logits, as its manifest stores it; None for sharded weights."""
     with reference_mode(model):
         before = probe(model)
     after = probe(model)
@@ -59,9 +59,10 @@ def effect_of(model: Any) -> dict[str, Any] | None:
 
 
 def describe(model: Any, before: Tensor, after: Tensor) -> dict[str, Any]:
-    """Compare logits ``[N, S, V]``: largest difference, KL(before, after) in nats per position, sampled differences.
+    """Compare the logits ``[N, S, V]`` without and with an adapter, and return the effect for the manifest.
 
-    These values are None if a logit is not finite, which means that training diverged.
+    ``max_abs`` is the largest difference, ``mean_kl`` is KL(before, after) in nats per position, and ``samples`` are
+    `SAMPLES` single differences. They are None if a logit is not finite, which means that training diverged.
     """
     ids = probe_ids(model.config.get_text_config().vocab_size)
     effect: dict[str, Any] = {
@@ -83,14 +84,14 @@ def describe(model: Any, before: Tensor, after: Tensor) -> dict[str, Any]:
 
 
 def is_effect(content: dict[str, Any]) -> bool:
-    """Return whether an `Effect` is valid: it has all of its numbers, or none if the logits were not finite."""
+    """Return whether an `Effect` is valid: all numbers are present, or all are None because logits were not finite."""
     numbers, samples = [content[key] for key in ("max_abs", "mean_kl", "largest_logit")], content["samples"]
     complete = len(samples) == SAMPLES and None not in numbers if samples is not None else numbers == [None] * 3
     return complete and content["dtype"] in NOISE
 
 
 def refuse_without_effect(measured: dict[str, Any] | None, recorded: dict[str, Any] | None, folder: Path) -> None:
-    """Raise AdapterRefused if the effect is zero or differs from the recorded one. None means "not measured"."""
+    """Raise AdapterRefused if the measured effect is zero or differs from the recorded one. None: not measured."""
     if measured is None:
         return
     if measured["max_abs"] == 0:
@@ -116,7 +117,7 @@ def refuse_without_effect(measured: dict[str, Any] | None, recorded: dict[str, A
 
 
 def warn_without_effect(effect: Mapping[str, Any] | None, folder: Path) -> None:
-    """Warn at the end of training if the effect is zero, which `load_adapter` would refuse, or not finite."""
+    """Log a warning if the effect of a trained adapter is zero (`load_adapter` will refuse it) or not finite."""
     if effect is None:
         return
     if effect["max_abs"] == 0:
@@ -132,7 +133,7 @@ def warn_without_effect(effect: Mapping[str, Any] | None, folder: Path) -> None:
 
 
 def tolerance(recorded: dict[str, Any], measured: dict[str, Any]) -> float:
-    """Return the largest allowed mean absolute difference between the recorded and measured samples, in logits."""
+    """Return the largest mean absolute difference that is allowed between recorded and measured samples, in logits."""
     quantised = recorded["quantization"] is not None
     share = max(NOISE["bfloat16" if quantised else effect["dtype"]] for effect in (recorded, measured))
     return 2 * share * max(1.0, recorded["largest_logit"]) + 0.05 * _mean_abs(recorded["samples"])
@@ -143,7 +144,7 @@ def _mean_abs(values: list[float]) -> float:
 
 
 def _holds_whole_weights(model: nn.Module) -> bool:
-    """Return whether this process holds all weights: no FSDP or ZeRO-3 shards, meta tensors or empty parameters."""
+    """Return whether this process has all weights. FSDP, ZeRO-3 shards, meta tensors or empty parameters mean False."""
     from torch.distributed.tensor import DTensor
 
     sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")

@@ -1,4 +1,4 @@
-"""Attach the unlearning adapter (LoRA), and switch it off to compute the reference without a second model."""
+"""Attach the adapter "unlearn" (LoRA), and switch it off to compute the reference without a second model."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ ALL_LINEAR = "all-linear"
 def attach_adapter(model: Any, model_args: ModelConfig) -> PeftModel:
     """Add the LoRA adapter "unlearn" to the model in place, and freeze all other weights.
 
-    Earlier adapters stay active. Without ``lora_target_modules``, all linear layers except the head are adapted,
+    Earlier adapters remain active. Without ``lora_target_modules``, all linear layers except the head are adapted,
     including the experts of mixture models. If ``lora_dropout`` is above 0, policy and reference differ at the first
-    step. Raises ModelError if there already is an adapter "unlearn", or if experts would be adapted with dropout or
+    step. Raise ModelError if there already is an adapter "unlearn", or if experts would be adapted with dropout or
     DoRA.
     """
     from peft import PeftModel, get_peft_model
@@ -44,7 +44,7 @@ def attach_adapter(model: Any, model_args: ModelConfig) -> PeftModel:
 
 
 def activate_all(model: Any) -> None:
-    """Activate all adapters, always in the same order, so that their sum is always rounded in the same way."""
+    """Activate all adapters, in the order of training, so that their sum is always rounded in the same way."""
     # PeftModel.set_adapter takes one name; its tuner takes several.
     names = list(model.peft_config)
     model.active_adapter = names[-1]
@@ -84,17 +84,17 @@ def _lora_config(model: Any, model_args: ModelConfig) -> Any:
 
 
 def _expert_parameters(model: nn.Module) -> list[str]:
-    """Return the names of expert parameters ``[experts, in, out]``, which PEFT's "all-linear" does not include."""
+    """Return the names of the parameters ``[experts, in, out]`` of experts, which PEFT's "all-linear" leaves out."""
     names = (name.split(".") for name, parameter in model.named_parameters() if parameter.ndim == 3)
     return sorted({name[-1] for name in names if "experts" in name and "lora_A" not in name})
 
 
 @contextmanager
 def reference_mode(model: nn.Module) -> Iterator[None]:
-    """Make the model compute the reference within the block: adapter "unlearn" and dropout are off.
+    """Switch adapter "unlearn" and dropout off within a ``with`` block, so that the model computes the reference.
 
     Afterwards, also after an exception, active adapters, ``requires_grad`` and module modes are restored. Blocks may be
-    nested, and the model may be wrapped (DDP, FSDP, DeepSpeed). Raises ModelError if there is no adapter "unlearn".
+    nested, and the model may be wrapped (DDP, FSDP, DeepSpeed). Raise ModelError if there is no adapter "unlearn".
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -129,7 +129,7 @@ def _tuner(model: nn.Module) -> Any:
 
 
 def prepare_gradient_checkpointing(model: Any) -> None:
-    """Turn on gradient checkpointing, and gradients of the embedding's output.
+    """Turn on gradient checkpointing, and gradients with respect to the output of the embedding.
 
     Without these gradients, checkpointed layers after the frozen embedding would not train their LoRA weights.
     Checkpointing is non-reentrant, because reentrant checkpointing fails under DDP.
@@ -140,7 +140,7 @@ def prepare_gradient_checkpointing(model: Any) -> None:
 
 
 def quantization_of(model: nn.Module) -> dict[str, Any] | None:
-    """Return the quantisation of the base as fields of ``ModelConfig``; None for an unquantised base."""
+    """Return the quantisation of a model's base as fields of ``ModelConfig``, or None for an unquantised base."""
     config = getattr(getattr(model, "config", None), "quantization_config", None)
     if config is None:
         return None

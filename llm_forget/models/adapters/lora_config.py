@@ -1,7 +1,7 @@
-"""Read an untrusted LoRA configuration, which must not run code, hang, or change weights other than LoRA's.
+"""Read a LoRA configuration that is not trusted. It must not run code, hang, or change other weights than LoRA's.
 
 A PEFT configuration may contain slow regular expressions, names of Python libraries, initialisations that change the
-base, and layers to duplicate. Only keys known to be harmless may differ from PEFT's default.
+base, and layers to duplicate. Only keys that are known to be harmless may differ from PEFT's default.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 MAX_RANK = 1024
 MAX_NAMES = 10_000
-# Names of modules and parameters. PEFT uses some as regular expressions; without quantifiers and groups, these take
-# linear time.
+# Names of modules and parameters. PEFT uses some of them as regular expressions. Without quantifiers and groups, a
+# match takes linear time.
 NAME = r"[A-Za-z0-9_.\-]{1,256}\Z"
 Name = Annotated[str, Meta(pattern=f"^{NAME}")]
 Names = Annotated[list[Name], Meta(max_length=MAX_NAMES)]
@@ -64,9 +64,9 @@ ALLOWED: dict[str, tuple[Any, str]] = {
 
 
 def read_config(folder: Path) -> LoraConfig:
-    """Read the LoRA configuration of an adapter folder, without its fields about the base.
+    """Return the LoRA configuration of an adapter folder, without its fields about the base.
 
-    Raises AdapterRefused, which names the key, for other methods than LoRA, values out of bounds, and keys not allowed.
+    Raise AdapterRefused, with the name of the key, for methods other than LoRA, values out of bounds, and unknown keys.
     """
     from peft import LoraConfig
 
@@ -96,7 +96,7 @@ def read_config(folder: Path) -> LoraConfig:
 
 
 def _refuse_other_starts(fields: dict[str, Any], path: Path) -> None:
-    """Refuse PiSSA, OLoRA and other initialisations that change the base weights."""
+    """Raise AdapterRefused for PiSSA, OLoRA and other initialisations that change the base weights."""
     if fields.get("init_lora_weights", True) not in (True, False, None, "gaussian", "orthogonal"):
         raise AdapterRefused(
             f"'{path}' gives init_lora_weights that change the base itself; convert the adapter to plain LoRA with "

@@ -1,4 +1,4 @@
-"""Check untrusted adapter folders before a library reads any file in them.
+"""Check adapter folders that are not trusted, before a library reads any file in them.
 
 This module refuses links, archives, pickled weights and files that are too large. It also checks the header of a
 safetensors file before a library allocates tensors.
@@ -28,16 +28,16 @@ WIDTHS = {"F32": 4, "F16": 2, "BF16": 2}  # allowed types of LoRA weights, and t
 
 
 class Header(NamedTuple):
-    """Header entry of one tensor in a safetensors file."""
+    """The header entry of one tensor in a safetensors file: its type and shape."""
 
     dtype: str  # F32 | F16 | BF16
     shape: tuple[int, ...]
 
 
 def inspect_folder(folder: Path) -> None:
-    """Check the directory listing of an adapter folder, without opening files.
+    """Check kinds and sizes of the files in an adapter folder, without opening a file.
 
-    Raises MissingFileError if the folder or one of its two adapter files does not exist, and AdapterRefused for a link,
+    Raise MissingFileError if the folder or one of its two adapter files does not exist, and AdapterRefused for a link,
     a device, a pipe, an archive, pickled adapter weights, or a file above its size limit.
     """
     if folder.is_file():
@@ -67,7 +67,7 @@ def inspect_folder(folder: Path) -> None:
 
 
 def refuse_unverified(folder: Path) -> NoReturn:
-    """Raise AdapterRefused for an adapter without a manifest of this package."""
+    """Raise AdapterRefused with the message for an adapter that has no manifest of this package."""
     raise AdapterRefused(
         f"adapter '{folder}' has no {MANIFEST} of this package, so its content cannot be verified; to trust it, copy "
         f"it with `llm-forget adopt {folder} --trust --output_dir RUN`, and use that run"
@@ -75,9 +75,9 @@ def refuse_unverified(folder: Path) -> NoReturn:
 
 
 def read_plain(path: Path, limit: int, *, length: int | None = None, start: int = 0) -> bytes:
-    """Read a regular file, or ``length`` bytes of it from ``start``, without following links or waiting for pipes.
+    """Return the content of a regular file, or ``length`` bytes from ``start``, without following links.
 
-    Raises AdapterRefused for a link, a special file, or more than ``limit`` bytes.
+    Raise AdapterRefused for a link, a pipe or other special file, or more than ``limit`` bytes.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -97,12 +97,12 @@ def read_plain(path: Path, limit: int, *, length: int | None = None, start: int 
 
 
 def read_strict_json(path: Path, limit: int) -> dict[str, Any]:
-    """Read a JSON object from a file of at most ``limit`` bytes."""
+    """Return the JSON object in a file of at most ``limit`` bytes. Raise AdapterRefused for other content."""
     return parse_object(read_plain(path, limit), path)
 
 
 def parse_object(data: bytes, path: Path) -> dict[str, Any]:
-    """Parse a JSON object with `strict_loads`; raise AdapterRefused if this fails."""
+    """Return the JSON object in ``data``, parsed with `strict_loads`. Raise AdapterRefused for other content."""
     try:
         content = strict_loads(data, len(data))
     except ValueError as error:
@@ -113,9 +113,9 @@ def parse_object(data: bytes, path: Path) -> dict[str, Any]:
 
 
 def read_header(path: Path) -> dict[str, Header]:
-    """Return the names, types and shapes of the tensors in a safetensors file.
+    """Return type and shape of each tensor in a safetensors file, by name.
 
-    Raises AdapterRefused if the file is incomplete, or if tensors overlap, leave gaps or have an unsupported type.
+    Raise AdapterRefused if the file is incomplete, or if tensors overlap, leave gaps or have an unsupported type.
     """
     size = os.lstat(path).st_size
     length = int.from_bytes(read_plain(path, 8, length=8), "little")

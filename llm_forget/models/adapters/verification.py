@@ -1,4 +1,4 @@
-"""Verify an adapter folder before it is loaded: compare files, tensors, base and effect with its manifest."""
+"""Before an adapter is loaded, compare its files, tensors and base with its manifest, and read its recorded effect."""
 
 import os
 from pathlib import Path
@@ -12,8 +12,8 @@ from llm_forget.models.adapters import safe_read
 from llm_forget.models.adapters.logit_fingerprint import is_effect
 from llm_forget.models.adapters.safe_read import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MANIFEST, Header
 
-EFFECT = "effect.json"  # written at the first load if training could not measure it
-# Options for attaching an adapter: its weights are float32, even if the base is in 16 bit.
+EFFECT = "effect.json"  # written at the first load if training could not measure the effect
+# Options for attaching an adapter: the adapter's weights are float32, even if the base is in 16 bit.
 LOAD: dict[str, Any] = {"autocast_adapter_dtype": True}
 RESTORE = "restore it or train again"
 # Fields in which a manifest describes the quantisation of the base (`lora.quantization_of`).
@@ -27,7 +27,7 @@ DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 def verify_adapter(folder: Path, base_digest: str | None = None, *, trust: bool = False) -> dict[str, Any]:
     """Compare an adapter folder with its manifest, and return the manifest.
 
-    If there is no manifest and ``trust`` is set, returns an empty dictionary. Raises MissingFileError or AdapterRefused
+    If there is no manifest and ``trust`` is set, return an empty dictionary. Raise MissingFileError or AdapterRefused
     as `inspect_folder` and `read_header` do, and AdapterRefused if files, tensors or base differ from the manifest.
     """
     safe_read.inspect_folder(folder)
@@ -57,7 +57,7 @@ def verify_adapter(folder: Path, base_digest: str | None = None, *, trust: bool 
 
 
 def _refuse_malformed(manifest: dict[str, Any], folder: Path) -> None:
-    """Refuse a manifest with values of a wrong type or unknown quantisation settings."""
+    """Raise AdapterRefused for a manifest with a value of a wrong type or an unknown quantisation setting."""
     formats.checked(manifest, Manifest, folder / MANIFEST, advice=RESTORE, error=AdapterRefused)
     unknown = sorted(set(manifest.get("quantization") or {}) - QUANTIZATION)
     if unknown:
@@ -65,7 +65,7 @@ def _refuse_malformed(manifest: dict[str, Any], folder: Path) -> None:
 
 
 def _refuse_other_tensors(stated: dict[str, Any], header: dict[str, Header], folder: Path) -> None:
-    """Refuse a file if tensor names, shapes or types differ from the manifest. This is faster than hashing the file."""
+    """Raise AdapterRefused if tensor names, shapes or types differ from the manifest. This is faster than hashing."""
     stored = {key: (DTYPES[tensor.dtype], list(tensor.shape)) for key, tensor in header.items()}
     written = {key: (entry.get("dtype"), entry.get("shape")) for key, entry in stated.items()}
     if stored != written:
@@ -77,7 +77,7 @@ def _refuse_other_tensors(stated: dict[str, Any], header: dict[str, Header], fol
 
 
 def recorded_effect(folder: Path, manifest: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the effect of the adapter when it was saved or first loaded; None if it was never measured."""
+    """Return the effect that was measured when the adapter was saved or first loaded; None if never measured."""
     effect = manifest.get("effect")
     if effect is None and (folder / EFFECT).is_file():
         effect = safe_read.read_strict_json(folder / EFFECT, safe_read.MAX_MANIFEST)
@@ -88,9 +88,9 @@ def recorded_effect(folder: Path, manifest: dict[str, Any]) -> dict[str, Any] | 
 
 
 def record_first_effect(folder: Path, effect: dict[str, Any] | None) -> None:
-    """Write a run's adapter effect to ``effect.json``, if sharded training could not measure it.
+    """Write the effect of a run's adapter to ``effect.json``, for adapters whose training could not measure it.
 
-    Does nothing in a job of several processes, and for folders that are not part of a run.
+    Do nothing in a job of several processes, for a folder that is not part of a run, or if ``effect`` is None.
     """
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     if effect is not None and alone and (folder.parent / "run.json").is_file() and os.access(folder, os.W_OK):

@@ -1,4 +1,4 @@
-"""Export a model in 4 or 8 bit as a folder that ``AutoModelForCausalLM.from_pretrained`` loads directly."""
+"""Export a model with 4- or 8-bit weights as a folder that ``AutoModelForCausalLM.from_pretrained`` loads directly."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ FORMS = ("nf4", "int8")
 
 
 def quantized(folder: Path, form: str, dtype: torch.dtype, device: Any) -> Any:
-    """Load a folder of full weights in the 4- or 8-bit ``form``; modules that are not quantised have ``dtype``."""
+    """Load a folder of full weights, quantise them to ``form``, and return the model. Other modules have ``dtype``."""
     import bitsandbytes
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -29,7 +29,7 @@ def quantized(folder: Path, form: str, dtype: torch.dtype, device: Any) -> Any:
 
 
 def save_quantized(model: Any, folder: Path) -> None:
-    """Write packed weights as safetensors, and the quantisation settings into config.json."""
+    """Write the quantised weights as safetensors files, and the quantisation settings into config.json."""
     model.config._name_or_path = ""  # do not publish a local path
     with disk_errors(folder):
         model.save_pretrained(folder)

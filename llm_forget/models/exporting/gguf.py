@@ -1,7 +1,7 @@
 """Write a model as one GGUF file, and verify that loading the file gives the same model.
 
 Names, layouts and keys follow llama.cpp's ``convert_hf_to_gguf.py``. Its package ``gguf`` quantises the weights. Only
-architectures that transformers can load from GGUF are supported, because the file is verified by loading it.
+architectures that transformers can load from GGUF are supported, because each file is loaded again to verify it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ ELSEWHERE = (
 
 @dataclass(frozen=True)
 class _Tensor:
-    """One tensor of the file. `_packed_bytes` rounds ``weight`` to the values in the file."""
+    """One tensor of the file. `_packed_bytes` quantises ``weight`` for the file, and rounds it to the same values."""
 
     name: str
     weight: Tensor
@@ -49,7 +49,7 @@ class _Tensor:
 
 
 def refuse_architecture(config: Any, name: str) -> None:
-    """Raise ModelError if transformers could not load this model unchanged from a GGUF file."""
+    """Raise ModelError if a model of this configuration would change when transformers loads it from a GGUF file."""
     if config.model_type not in ARCHITECTURES:
         supported = ", ".join(ARCHITECTURES)
         raise ModelError(f"'{name}' is a {config.model_type}; GGUF export supports {supported}; {ELSEWHERE}")
@@ -81,8 +81,8 @@ def write_gguf(
 ) -> dict[str, Any]:
     """Write an unquantised model to a GGUF file, and round its weights in memory to the values in the file.
 
-    ``advance`` is called with the number of weights after each tensor. Returns a dictionary with the number of tensors
-    of each ggml type (``tensors``) and a summary of the tokenizer (``tokenizer``).
+    ``form`` is one of `FORMS`. ``advance`` is called after each tensor with its number of weights. Return a dictionary
+    with the number of tensors of each ggml type (``tensors``) and a summary of the tokenizer (``tokenizer``).
 
     Raises:
         ModelError: see `refuse_architecture`, `describe_tokenizer`; also if a weight exceeds the range of the form.
@@ -144,9 +144,10 @@ def _tensors(model: Any, kind: str) -> Iterator[_Tensor]:
 
 
 def _kind(name: str, weight: Tensor, default: str) -> Any:
-    """Choose the ggml type as llama.cpp does: float32 for vectors, 8 bit or more for embeddings, else ``default``.
+    """Return the ggml type of a tensor, as llama.cpp chooses it.
 
-    A tensor whose rows are not a multiple of the block size is float16.
+    It is float32 for vectors, 8 bit or more for embeddings and head, float16 if the row length is not a multiple of the
+    block size, and ``default`` for all other tensors.
     """
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
@@ -204,7 +205,7 @@ def _add_metadata(writer: Any, config: Any, form: str) -> None:
 
 
 def read_gguf(path: Path, base_args: ModelConfig, config: Any) -> Any:
-    """Load a written file as `evaluate` does; raise ModelError if its configuration differs from ``config``."""
+    """Load a written file as `evaluate` does, and return the model. Raise ModelError if its configuration differs."""
     import dataclasses
 
     from transformers import AutoConfig

@@ -1,7 +1,7 @@
-"""Describe a fast BPE tokenizer in GGUF's keys, and check that the tokenizer loaded from the file is the same.
+"""Describe a fast BPE tokenizer with the keys of GGUF, and check that the file gives the same tokenizer again.
 
-A GGUF file contains only the name of the rule that splits text before merges (``tokenizer.ggml.pre``). Only rules that
-have a name in llama.cpp are supported.
+A tokenizer splits a text by a rule before it merges characters. A GGUF file contains only the name of this rule
+(``tokenizer.ggml.pre``). Only rules that have a name in llama.cpp are supported.
 """
 
 import json
@@ -18,8 +18,8 @@ LLAMA3 = (
 )
 QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 SPLITS = {LLAMA3: "llama-bpe", QWEN2: "qwen2"}
-# Rules that transformers loads only approximately: it replaces "smollm" by GPT-2's rule, adds SentencePiece's leading
-# space in another place, and omits NFC for "qwen2", like llama.cpp.
+# Rules that transformers loads only approximately. It replaces "smollm" by GPT-2's rule, adds SentencePiece's leading
+# space in another place ("default"), and omits NFC for "qwen2", as llama.cpp does.
 APPROXIMATED = ("smollm", "default", "qwen2")
 # Synthetic texts (no data rows): words, numbers, spaces, lines, scripts and symbols.
 SAMPLES = (
@@ -34,15 +34,15 @@ ELSEWHERE = "convert the folder with llama.cpp's convert_hf_to_gguf.py"
 
 @dataclass(frozen=True)
 class TokenizerDescription:
-    """Tokenizer fields of a GGUF file."""
+    """The tokenizer fields of a GGUF file."""
 
     model: str  # gpt2 (byte-level BPE) | llama (SentencePiece's BPE)
-    pre: str
+    pre: str  # name of the rule that splits text
     tokens: list[str]  # one for each row of the embedding
-    kinds: list[int]
+    kinds: list[int]  # GGUF's type of each token
     merges: list[str] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
-    ids: dict[str, int] = field(default_factory=dict)  # bos, eos, unk, pad
+    ids: dict[str, int] = field(default_factory=dict)  # token ids of bos, eos, unk, pad
     add_bos: bool = False
     add_eos: bool = False
     add_space_prefix: bool | None = None
@@ -68,14 +68,14 @@ class TokenizerDescription:
             writer.add_chat_template(self.chat_template)
 
     def summary(self) -> dict[str, Any]:
-        """Return the model, splitting rule and number of tokens, for reports."""
+        """Return the fields ``model`` and ``pre`` and the number of ``tokens``, for reports."""
         return {"model": self.model, "pre": self.pre, "tokens": len(self.tokens)}
 
 
 def describe_tokenizer(tokenizer: Any, rows: int) -> TokenizerDescription:
-    """Describe a tokenizer in GGUF's fields, with one token for each of the ``rows`` of the embedding.
+    """Return the GGUF fields of a tokenizer, with one token for each of the ``rows`` rows of the embedding.
 
-    Raises ModelError if the tokenizer is not BPE, has no merges, has more tokens than rows, or splits text by an
+    Raise ModelError if the tokenizer is not BPE, has no merges, has more tokens than rows, or splits text by an
     unsupported rule.
     """
     content = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -108,7 +108,7 @@ def describe_tokenizer(tokenizer: Any, rows: int) -> TokenizerDescription:
 
 
 def _tokens(tokenizer: Any, content: dict[str, Any], rows: int, *, bytes_too: bool) -> tuple[list[str], list[int]]:
-    """Return tokens and their GGUF types in the order of ids; rows without a token get a placeholder."""
+    """Return (tokens, GGUF types of the tokens) in the order of ids. Rows without a token get a placeholder."""
     by_id = {number: token for token, number in tokenizer.get_vocab().items()}
     added = {token["id"]: CONTROL if token["special"] else USER_DEFINED for token in content["added_tokens"]}
     unknown = content["model"].get("unk_token")
@@ -126,7 +126,7 @@ def _tokens(tokenizer: Any, content: dict[str, Any], rows: int, *, bytes_too: bo
 
 
 def _scores(tokens: list[str], merges: list[str]) -> list[float]:
-    """Score each token by the negative rank of its first merge; SentencePiece merges high scores first."""
+    """Return the score of each token: the negative rank of its first merge. SentencePiece merges high scores first."""
     ranks: dict[str, int] = {}
     for rank, merge in enumerate(merges):
         ranks.setdefault(merge.replace(" ", ""), rank)
@@ -134,7 +134,7 @@ def _scores(tokens: list[str], merges: list[str]) -> list[float]:
 
 
 def _sentencepiece(content: dict[str, Any]) -> bool | None:
-    """Return whether a SentencePiece BPE tokenizer adds a space before a text; None for other tokenizers."""
+    """Return whether a SentencePiece BPE tokenizer adds a space before a text. Return None for other tokenizers."""
     if not content["model"].get("byte_fallback"):
         return None
     for part in _parts(content["normalizer"], "normalizers"):
@@ -153,7 +153,7 @@ def _parts(content: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
 
 
 def _pre_tokenizer_name(content: dict[str, Any]) -> str:
-    """Return llama.cpp's name for the rule by which a byte-level tokenizer splits text."""
+    """Return llama.cpp's name of the rule by which a byte-level tokenizer splits text. Raise ModelError if unnamed."""
     normal = [part["type"] for part in _parts(content["normalizer"], "normalizers")]
     parts = _parts(content["pre_tokenizer"], "pretokenizers")
     kinds = [part["type"] for part in parts]
@@ -172,11 +172,11 @@ def _pre_tokenizer_name(content: dict[str, Any]) -> str:
 
 
 def check_tokenizer(tokenizer: Any, path: Path, pre: str) -> dict[str, Any]:
-    """Load the tokenizer from the file, and compare its tokens with those of the original on sample texts.
+    """Load the tokenizer from a GGUF file, and compare its tokens with those of the original on sample texts.
 
-    Returns two numbers: ``samples`` counts the sample texts, and ``differing`` counts those with different tokens.
-    transformers loads some splitting rules only approximately (`APPROXIMATED`). If ``pre`` is one of them, differences
-    that this rule explains are accepted. Raises ModelError if the tokens of a text differ for another reason.
+    Return the number of sample texts (``samples``) and of those with different tokens (``differing``). transformers
+    loads some splitting rules only approximately (`APPROXIMATED`). If ``pre`` is one of them, differences that this
+    explains are accepted. Raise ModelError if the tokens of a text differ for another reason.
     """
     from transformers import AutoTokenizer
 
@@ -202,7 +202,7 @@ def _differing(tokenizer: Any, other: Any, samples: list[str]) -> int:
 
 
 def _split_like(tokenizer: Any, other: Any) -> Any:
-    """Return a copy of a tokenizer with the normalizer and pre-tokenizer of another."""
+    """Return a copy of ``tokenizer`` with the normalizer and the pre-tokenizer of ``other``."""
     import copy
 
     copied = copy.deepcopy(tokenizer)

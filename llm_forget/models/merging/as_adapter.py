@@ -28,16 +28,16 @@ if TYPE_CHECKING:
 def combine_adapters(
     base_args: ModelConfig, parts: Sequence[Part], folder: str | Path, rule: Rule, *, base_name: str | None = None
 ) -> dict[str, Any]:
-    """Write the sum of several adapters as one adapter, and check that the written adapter gives the same logits.
+    """Write the sum of several adapters as one adapter, and compare its logits with those of all adapters together.
 
-    The base is loaded with the quantisation in the adapters' manifests.
+    The base is loaded with the quantisation that the adapters' manifests state. ``rule`` must be `cat` or `svd`.
 
     Returns:
         The logit difference and its tolerance, `error_of_averaging`, `rank_error`, and two divergences in nats per
         position: ``mean_kl`` = KL(all adapters, combined adapter) and ``mean_kl_of_adapter`` = KL(all adapters, base).
 
     Raises:
-        ModelError: ``rule`` is not `cat` or `svd`, the rank is too large, or (for `cat`) the difference is too large.
+        ModelError: ``rule`` is another one, the rank is too large, or (for `cat`) the difference is too large.
     """
     if rule.combination not in combinations.LOW_RANK:
         raise ModelError(f"'{rule.combination}' gives a full-rank change, which no adapter holds; write a full model")
@@ -72,7 +72,7 @@ def combine_adapters(
 
 
 def side_by_side(model: Any, names: Sequence[str], rule: Rule) -> tuple[dict[str, Tensor], int]:
-    """Return the combined adapter's tensors by PEFT's keys, padded with zeros to a common rank, and this rank."""
+    """Return (tensors of the combined adapter by PEFT's keys, rank). All modules are padded with zeros to this rank."""
     adapted = [(place, layer, both) for place, layer in layers(model) if (both := stacked(layer, names)) is not None]
     rank = min(max(up.shape[2] for *_, (up, _) in adapted), rule.rank or MAX_RANK + 1)
     if rank > MAX_RANK:
@@ -92,7 +92,7 @@ def side_by_side(model: Any, names: Sequence[str], rule: Rule) -> tuple[dict[str
 
 
 def _config(model: Any, names: Sequence[str], parts: Sequence[Part], rank: int) -> Any:
-    """Return the configuration of the combined adapter: scaling 1, and all modules that any adapter targets."""
+    """Return the configuration of the combined adapter, with scaling 1 and the target modules of all adapters."""
     from peft import LoraConfig
 
     configs = [read_config(part.folder) for part in parts]
@@ -105,7 +105,7 @@ def _config(model: Any, names: Sequence[str], parts: Sequence[Part], rank: int) 
 
 
 def _targets(model: Any, names: Sequence[str], configs: Sequence[Any]) -> list[str]:
-    """Return the adapters' target modules, with full names if the targets differ or only some layers are selected."""
+    """Return the target modules of all adapters. If targets differ or exclude layers, they are full module names."""
     first = configs[0]
     if all(set(config.target_modules or ()) == set(first.target_modules or ()) for config in configs) and not any(
         config.layers_to_transform or config.exclude_modules for config in configs

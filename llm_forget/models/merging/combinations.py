@@ -1,6 +1,6 @@
 """Combine adapters into one weight change: their exact sum, a low-rank sum, or a sum of pruned changes.
 
-Adapter i changes a weight by ``D_i = s_i c_i B_i A_i``. Here s_i is its scale (a negative one subtracts the change),
+Adapter i changes a weight by ``D_i = s_i c_i B_i A_i``. Here s_i is its scale (a negative scale subtracts the change),
 c_i is PEFT's factor (alpha / r, or alpha / sqrt(r)), and B_i and A_i are its matrices. This module combines the D_i.
 PEFT's `linear`, `ties`, `dare_linear` and `dare_ties` combine A and B separately. This gives another model, because
 ``(B_1 + B_2)(A_1 + A_2)`` also contains ``B_1 A_2 + B_2 A_1``. See `error_of_averaging`.
@@ -22,7 +22,7 @@ from llm_forget.models.adapters.files import load_adapter
 from llm_forget.models.adapters.lora_config import read_config
 from llm_forget.models.adapters.verification import verify_adapter
 
-# Settings of each combination besides scales. ties: arXiv:2306.01708; dare: arXiv:2311.03099; cat is task arithmetic,
+# Settings of each combination, without scales. ties: arXiv:2306.01708; dare: arXiv:2311.03099; cat is task arithmetic,
 # arXiv:2212.04089; svd is cat with a lower rank.
 COMBINATIONS: dict[str, tuple[str, ...]] = {
     "cat": (),
@@ -46,19 +46,20 @@ class Part:
 
 @dataclass(frozen=True)
 class Rule:
-    """A combination and its settings. Settings that this combination does not use are None."""
+    """A combination of adapters and its settings. Settings that this combination does not use are None."""
 
-    combination: str = "cat"
-    rank: int | None = None  # rank to which each module's sum is reduced
-    density: float | None = None  # share of the entries of each change that is kept, in each module
-    majority: str | None = None  # elect the sign by sum ("total") or by count ("frequency")
+    combination: str = "cat"  # a key of `COMBINATIONS`
+    rank: int | None = None  # rank to which the sum in each module is reduced
+    density: float | None = None  # share of entries that each adapter's change keeps, in each module
+    majority: str | None = None  # the sign of an entry is elected by sum ("total") or by count ("frequency")
     seed: int | None = None
 
 
 def checked_rule(combination: str | None = None, **settings: Any) -> Rule:
-    """Check a combination and its settings, and return the rule; defaults: density 0.5, majority total, seed 0.
+    """Check a combination and its settings, and return them. Defaults: density 0.5, majority total, seed 0.
 
-    Raises ModelError for an unknown combination or setting, a value out of bounds, or `svd` without a rank.
+    Without ``combination``, it is `svd` if a rank is set, and `cat` otherwise. Raise ModelError for an unknown
+    combination or setting, a value out of bounds, or `svd` without a rank.
     """
     chosen = {key: value for key, value in settings.items() if value is not None}
     name = combination or ("svd" if "rank" in chosen else "cat")
@@ -83,7 +84,7 @@ def checked_rule(combination: str | None = None, **settings: Any) -> Rule:
 
 
 def refuse_uncombinable(parts: Sequence[Part]) -> None:
-    """Raise ModelError if a scale is 0, the bases have different precisions, or an adapter has more than A and B."""
+    """Raise ModelError if a scale is 0, bases differ in precision, or an adapter has more than matrices A and B."""
     precisions = {}
     for part in parts:
         if not (math.isfinite(part.scale) and part.scale):
@@ -105,9 +106,9 @@ def refuse_uncombinable(parts: Sequence[Part]) -> None:
 
 
 def load_parts(model: Any, parts: Sequence[Part], base_digest: str | None) -> tuple[Any, list[str]]:
-    """Check each adapter alone, then attach all with their scales; return the model and the adapter names.
+    """Check each adapter alone, and attach all with their scales. Return (model, adapter names in the model).
 
-    Raises ModelError if an adapter targets a layer of an unsupported kind.
+    Raise ModelError if an adapter targets a layer of an unsupported kind.
     """
     names = [f"part-{number:04}" for number in range(1, len(parts) + 1)]
     for name, part in zip(names, parts, strict=True):
@@ -131,7 +132,7 @@ def _set_scale(model: Any, name: str, scale: float) -> None:
 
 
 def layers(model: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the name and module of each LoRA layer. A module with two adapted parameters has two nested layers."""
+    """Yield (name, module) of each LoRA layer. A module with two adapted parameters has two nested layers."""
     from peft.tuners.lora import LoraLayer
 
     for name, module in model.named_modules():
@@ -148,7 +149,7 @@ def _is_embedding(layer: Any, name: str) -> bool:
 
 
 def factors(layer: Any, name: str) -> tuple[Tensor, Tensor]:
-    """Return an adapter's ``B [E, out, r]``, times its scaling, and ``A [E, r, in]``; E is the number of experts."""
+    """Return (scaled B ``[E, out, r]``, A ``[E, r, in]``) of an adapter in a layer; E is the number of experts."""
     if _is_embedding(layer, name):
         down, up, experts = layer.lora_embedding_A[name], layer.lora_embedding_B[name], 1
     else:
@@ -161,7 +162,7 @@ def factors(layer: Any, name: str) -> tuple[Tensor, Tensor]:
 
 
 def stacked(layer: Any, names: Sequence[str]) -> tuple[Tensor, Tensor] | None:
-    """Concatenate a layer's adapters to ``B [E, out, R]`` and ``A [E, R, in]``; ``B @ A`` is the exact sum."""
+    """Return (B ``[E, out, R]``, A ``[E, R, in]``), whose product is the exact sum of a layer's changes, or None."""
     pairs = [factors(layer, name) for name in names if _has_adapter(layer, name)]
     if not pairs:
         return None
@@ -169,9 +170,9 @@ def stacked(layer: Any, names: Sequence[str]) -> tuple[Tensor, Tensor] | None:
 
 
 def truncated(up: Tensor, down: Tensor, rank: int) -> tuple[Tensor, Tensor, float, float]:
-    """Compute factors of the best rank-``rank`` approximation of ``up @ down``, without computing the product.
+    """Compute the best approximation of ``up @ down`` with rank ``rank`` (Eckart-Young), without the product itself.
 
-    Returns both factors, and the squared Frobenius norms of the error and of ``up @ down`` (Eckart-Young theorem).
+    Return (new up, new down, squared Frobenius norm of the error, squared Frobenius norm of ``up @ down``).
     """
     left, right = torch.linalg.qr(up.double()), torch.linalg.qr(down.double().transpose(1, 2))
     u, sizes, v = torch.linalg.svd(left.R @ right.R.transpose(1, 2), full_matrices=False)  # [E, n, n]
@@ -182,14 +183,14 @@ def truncated(up: Tensor, down: Tensor, rank: int) -> tuple[Tensor, Tensor, floa
 
 
 def rank_error(model: Any, names: Sequence[str], rank: int) -> float:
-    """Return ``|T - D| / |D|`` over all weights (Frobenius norm); T is the rank-``rank`` approximation of the sum D."""
+    """Return ``|T - D| / |D|`` over all weights (Frobenius norm). T is the sum D, truncated to rank ``rank``."""
     parts = [truncated(*both, rank=rank)[2:] for _, layer in layers(model) if (both := stacked(layer, names))]
     lost, whole = (sum(column) for column in zip(*parts, strict=True))
     return math.sqrt(lost / whole) if whole > 0 else 0.0
 
 
 def change(place: str, layer: Any, names: Sequence[str], rule: Rule) -> Tensor | None:
-    """Return the combined change of one weight ``[E, out, in]``, float32 on the CPU; None if no adapter targets it."""
+    """Return the combined change of a layer's weight ``[E, out, in]``, float32 on the CPU; None without adapters."""
     both = stacked(layer, names)
     if both is None:
         return None
@@ -203,7 +204,7 @@ def change(place: str, layer: Any, names: Sequence[str], rule: Rule) -> Tensor |
 
 
 def _sparse_sum(changes: list[Tensor], rule: Rule, place: str) -> Tensor:
-    """Combine scaled changes with PEFT's functions for TIES, DARE or magnitude pruning.
+    """Return the sum of scaled changes after PEFT's TIES, DARE or magnitude pruning.
 
     Scales affect which sign is elected, but not which entries of a change are kept.
     """
@@ -221,9 +222,9 @@ def _sparse_sum(changes: list[Tensor], rule: Rule, place: str) -> Tensor:
 
 @torch.no_grad()
 def fold(model: Any, names: Sequence[str], rule: Rule) -> None:
-    """Add the combined change to the base weights, layer by layer: sum in float32, and round once.
+    """Add the combined change of each layer to its base weight, in place: sum in float32, and round once.
 
-    Raises ModelError if new weights are not finite, or if the base has a DoRA adapter, because its norm would change.
+    Raise ModelError if new weights are not finite, or if the base has a DoRA adapter, because its norm would change.
     """
     if any(config.use_dora for config in model.peft_config.values()):
         raise ModelError("the target is a DoRA adapter, to which no change can be added; merge the target first")
@@ -241,18 +242,18 @@ def fold(model: Any, names: Sequence[str], rule: Rule) -> None:
 
 
 def _transposed(layer: Any, names: Sequence[str]) -> bool:
-    """Return whether the weight is stored as ``[in, out]``: embeddings, GPT-2's Conv1D, experts of some models."""
+    """Return whether the weight has the layout ``[in, out]``, as in embeddings, GPT-2's Conv1D and some experts."""
     if hasattr(layer, "parameter_name"):
         return layer.num_experts > 1 and not layer._did_swap_in_out_features
     return any(_is_embedding(layer, name) for name in names) or bool(getattr(layer, "fan_in_fan_out", False))
 
 
 def error_of_averaging(model: Any, names: Sequence[str]) -> float | None:
-    """Return ``|L - D| / |D|`` for PEFT's `linear` (L) and the exact sum D, in Frobenius norm over all weights.
+    """Return the error ``|L - D| / |D|`` of PEFT's `linear` (L) against the exact sum D (Frobenius norm, all weights).
 
-    `linear` adds A and B separately, weighted by roots of the scales. The error ``L - D`` consists of products of one
-    adapter's B with another's A. Its norm follows from Gram matrices: ``|B M A|^2 = tr(M^T B^T B M A A^T)``. The result
-    is None if PEFT refuses the adapters because their ranks differ, or if the sum is zero.
+    `linear` adds A and B separately, weighted by roots of the scales. So ``L - D`` consists of products of one
+    adapter's B with another's A. Its norm is computed from Gram matrices: ``|B M A|^2 = tr(M^T B^T B M A A^T)``.
+    Return None if ranks differ, because PEFT then refuses the adapters, or if the sum is zero.
     """
     lost = whole = 0.0
     for _, layer in layers(model):

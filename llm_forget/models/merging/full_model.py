@@ -1,4 +1,4 @@
-"""Merge adapters into their base, and verify the logits of the written model."""
+"""Merge adapters into their base, write the full model, and verify its logits."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from trl import ModelConfig
 
 MERGE_REPORT = "merge.json"
-# Largest difference allowed by default, as a share of the largest logit. In float32, merging only reorders sums (3e-6
-# measured with 135M parameters). In 16 bit, merged weights are rounded again, so 16 rounding steps (2^-8 or 2^-11 each)
-# are allowed (0.03 measured in bfloat16). A merge into the wrong base differs by 0.1 or more.
+# Default of the largest allowed difference, as a share of the largest logit. In float32, merging only reorders sums
+# (3e-6 measured with 135M parameters). In 16 bit, merged weights are rounded again, so 16 rounding steps (2^-8 or 2^-11
+# each) are allowed (0.03 measured in bfloat16). A merge into the wrong base differs by 0.1 or more.
 RELATIVE_TOLERANCE = {torch.float32: 1e-4, torch.float16: 2.0**-7, torch.bfloat16: 2.0**-4}
 SAME = 1e-6  # share of the largest logit; logits that differ by less are equal up to rounding in float32
 
@@ -41,7 +41,7 @@ Probes = Sequence[Sequence[int]]
 def merge_adapter(
     base_args: ModelConfig, adapter_folder: str | Path, out_folder: str | Path, **options: Any
 ) -> dict[str, Any]:
-    """Merge a single adapter at scale 1; see `merge_adapters`."""
+    """Merge a single adapter with scale 1. ``options`` and the result are those of `merge_adapters`."""
     return merge_adapters(base_args, [Part(Path(adapter_folder))], out_folder, **options)
 
 
@@ -63,16 +63,18 @@ def merge_adapters(
     """Merge adapters into their base, write one full model, and compare its logits with the unmerged model.
 
     A 4- or 8-bit base is dequantised before merging, and the written model is not quantised again, because rounding
-    would undo part of the unlearning. In 4 bit, the dequantised base computes the same function. An 8-bit base does
-    not, because it also rounds activations.
+    would undo part of the unlearning. A dequantised 4-bit base computes the same function as before. A dequantised
+    8-bit base does not, because 8-bit layers also round activations.
 
     Args:
-        base_args: the base, as in training; its adapters are merged too. The quantisation is taken from the manifests.
-        how: the combination, from `checked_rule`; None merges one adapter at scale 1.
-        probes: token ids of the prompts to compare; default: `random_probes`.
-        tolerance: largest allowed logit difference; default: `RELATIVE_TOLERANCE` times the largest logit.
-        base_precision: "original" merges into the unquantised weights instead, which may undo unlearning.
-        dtype: dtype of the written weights; default: the dtype of the base in training.
+        base_args: the base, as in training. Its adapters are merged, too. The quantisation is taken from the manifests.
+        parts: the adapters and their scales.
+        how: the combination, from `checked_rule`; None merges one adapter with scale 1.
+        probes: token ids of prompts on which logits are compared. Default: `random_probes`.
+        tolerance: largest allowed logit difference. Default: `RELATIVE_TOLERANCE` times the largest logit.
+        base_precision: "original" merges into the unquantised weights of a quantised base, which may undo unlearning.
+        dtype: dtype of the written weights. Default: the dtype of the base in training.
+        facts: further keys of merge.json.
 
     Returns:
         The content of merge.json. ``mean_kl`` is KL(adapters, merged) and ``mean_kl_of_adapter`` is KL(adapters, base),
@@ -80,7 +82,7 @@ def merge_adapters(
 
     Raises:
         ModelError: the folder is not empty, the adapters belong to another base or cannot be combined, the difference
-            exceeds the tolerance, or the result equals the base. Nothing is written then.
+            exceeds the tolerance, or the result equals the base. In all cases nothing is written.
     """
     out_folder = Path(out_folder)
     _refuse_existing(out_folder)
@@ -136,7 +138,7 @@ def _load_parts_or_adapter(
 
 
 def _equals_active_adapters(rule: Rule | None) -> bool:
-    """Return whether merging must keep the logits of the active adapters, which is true only for exact sums."""
+    """Return whether the merged model must have the logits of the attached adapters: True only for exact sums."""
     return rule is None or rule.combination == "cat"
 
 
@@ -150,17 +152,17 @@ def _logits_on_quantised_base(
 
 
 class _Expected(NamedTuple):
-    """Logits to compare the written model with, and settings for merge.json."""
+    """The logits with which the written model is compared, and the settings of the combination."""
 
     logits: list[Tensor]  # expected logits of the written model
     reference: list[Tensor]  # logits of the base
-    settings: dict[str, Any]  # of the combination, for merge.json
+    settings: dict[str, Any]  # settings of the combination, for merge.json
 
 
 def _merge_in_memory(
     base: Any, parts: Sequence[Part], rule: Rule | None, digest: str | None, probes: Probes
 ) -> tuple[Any, _Expected]:
-    """Merge these adapters and earlier ones into the base; return the model and its expected logits."""
+    """Merge ``parts`` and earlier adapters into the base. Return (merged model, expected logits and settings)."""
     reference = probe_logits(base, probes)
     model, names = _load_parts_or_adapter(base, parts, rule, digest)
     logits = probe_logits(model, probes)
@@ -193,11 +195,11 @@ def _base_to_merge_into(args: ModelConfig, original: bool, device_map: Any) -> A
 def _measured_difference(
     written: Sequence[Tensor], expected: _Expected, trained: Sequence[Tensor] | None, limit: float, exact: bool
 ) -> dict[str, Any]:
-    """Return the differences between the logits of the written model and the expected logits.
+    """Return the differences between the logits of the written model and the expected logits, for merge.json.
 
     If ``exact``, ``limit`` also applies to the difference from ``trained``, the logits on the quantised base. Otherwise
-    this difference is only reported. Raises ModelError if a difference exceeds the limit, or if the written model
-    equals the base.
+    this difference is only reported. Raise ModelError if a difference exceeds the limit, or if the written model equals
+    the base.
     """
     numbers = compare(expected.logits, written)
     as_trained = compare(trained, written) if trained is not None else None
@@ -218,21 +220,21 @@ def _measured_difference(
 
 
 def random_probes(vocabulary: int) -> list[list[int]]:
-    """Return random token ids ``[4, 32]``, which depend only on the vocabulary size."""
+    """Return four prompts of random token ids, ``[4, 32]``. They depend only on the vocabulary size."""
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, vocabulary, (4, 32), generator=generator).tolist()
 
 
 @torch.no_grad()
 def probe_logits(model: Any, probes: Probes) -> list[Tensor]:
-    """Return the logits ``[S, V]`` of each probe, float32 on the CPU; run one probe at a time, without padding."""
+    """Return the logits ``[S, V]`` of each prompt, float32 on the CPU. Each prompt runs alone, without padding."""
     device = model.get_input_embeddings().weight.device
     model.eval()
     return [model(input_ids=torch.tensor([list(ids)], device=device)).logits[0].float().cpu() for ids in probes]
 
 
 def compare(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> dict[str, float]:
-    """Return the largest absolute logit difference, and KL(expected, actual) in nats, averaged over positions."""
+    """Return ``max_abs_logit_difference``, and ``mean_kl``: KL(expected, actual) in nats, averaged over positions."""
     pairs = [(a.log_softmax(-1), b.log_softmax(-1)) for a, b in zip(expected, actual, strict=True)]  # [S, V]
     kl = torch.cat([(a.exp() * (a - b)).sum(-1) for a, b in pairs])  # [S of all probes]
     difference = max(float((a - b).abs().max()) for a, b in zip(expected, actual, strict=True))
@@ -246,7 +248,7 @@ def default_tolerance(logits: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -
 
 
 def as_trained(base_args: ModelConfig, quantization: dict[str, Any] | None) -> Any:
-    """Return arguments that load the base in the precision that it had in training."""
+    """Return arguments that load the base with the quantisation that it had in training."""
     if quantization is None:
         return base_args
     if "quant_method" in quantization:
@@ -260,7 +262,7 @@ def as_trained(base_args: ModelConfig, quantization: dict[str, Any] | None) -> A
 def _write(
     merged: Any, args: ModelConfig, folder: Path, dtype: str | None, max_shard_size: str | None
 ) -> tuple[torch.dtype, torch.device]:
-    """Save the model and its tokenizer; return the model's dtype and device."""
+    """Save the model and its tokenizer to ``folder``. Return (dtype, device) of the model."""
     device = merged.get_input_embeddings().weight.device
     if dtype is None and (args.load_in_4bit or args.load_in_8bit) and args.dtype not in (None, "auto"):
         dtype = str(args.dtype)
@@ -275,7 +277,7 @@ def _write(
 
 
 def untie_adapted_head(model: Any) -> None:
-    """Untie head and embeddings if LoRA adapts only one of them; otherwise merging would change both."""
+    """Untie head and embeddings if LoRA adapts only one of them. If they remained tied, merging would change both."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     ends = (model.get_input_embeddings(), model.get_output_embeddings())

@@ -1,6 +1,6 @@
-"""Read and verify folders that `merge` wrote. They hold weights and ``merge.json``, which lists the sources.
+"""Read and verify folders that `merge` wrote. They contain weights and ``merge.json``, which lists their sources.
 
-Runs of kind `COMBINE` are such folders, too: they hold a combined adapter.
+Runs of kind `COMBINE` are such folders, too. They contain a combined adapter in place of full weights.
 """
 
 import stat
@@ -27,20 +27,20 @@ class Merged:
 
     folder: Path
     weights: str  # content digest of the whole model
-    facts: dict[str, Any]  # `combination`, `sources`, `beneath`, `base_precision`
-    files: dict[str, str]  # digests by name
+    facts: dict[str, Any]  # `combination`, `sources`, `beneath`, `base_precision` of merge.json
+    files: dict[str, str]  # file name -> digest
 
     @property
     def name(self) -> str:
         return self.folder.resolve().name
 
     def scale_of(self, weights: str) -> float | None:
-        """Return the scale of the source with this digest; None if it is not a source."""
+        """Return the scale of the source whose weights have the digest ``weights``, or None for other digests."""
         return next((float(s["scale"]) for s in self.facts["sources"] if s["weights"] == weights), None)
 
 
 def is_merged(folder: Path) -> bool:
-    """Return whether `merge` wrote this folder."""
+    """Return whether `merge` wrote this folder, either as a full model or as a run of kind `COMBINE`."""
     run = Run(folder)
     return (folder / REPORT).is_file() and (not run.state_file.is_file() or run.state["kind"] == COMBINE.name)
 
@@ -48,7 +48,7 @@ def is_merged(folder: Path) -> bool:
 def read_merged(folder: Path) -> Merged:
     """Read merge.json, and verify all files of the folder against it.
 
-    Raises ModelError if merge.json is damaged or outdated, and AdapterRefused if a file is missing, changed or new.
+    Raise ModelError if merge.json is damaged or outdated, and AdapterRefused if a file is missing, changed or new.
     """
     path = folder / REPORT
     content = formats.read_content(path, MergeReport, advice="merge again")
@@ -64,12 +64,12 @@ def read_merged(folder: Path) -> Merged:
 
 
 def verify_merged(folder: Path) -> None:
-    """Verify all files of a folder against its merge.json."""
+    """Verify all files of a folder against its merge.json. Raise the errors of `read_merged`."""
     _verified_weights(folder, formats.read_content(folder / REPORT, MergeReport, advice="merge again")["files"])
 
 
 def _verified_weights(folder: Path, files: dict[str, str]) -> str:
-    """Verify that a folder holds exactly these files, and return the content digest of the model."""
+    """Check that the folder has these files and no other weight files. Return the content digest of the model."""
     from llm_forget.models.digest import WEIGHT_FILES, source_digest
 
     for name, digest in files.items():

@@ -116,14 +116,22 @@ def with_completion(row: Row, completion: str) -> dict[str, Any]:
 
 
 def with_question(row: Row, template: str) -> dict[str, Any]:
-    """Return the row with its last question put into ``template`` at ``{prompt}``. Raise DataError for running text."""
+    """Return the row with its last question put into ``template`` at ``{prompt}``.
+
+    Raise DataError for running text, and for a prompt without a message of the user.
+    """
     if is_text(row):
         raise DataError(f"row '{row.get('id')}' is running text; it has no question to rephrase")
     column = "prompt" if row.get("messages") is None else "messages"
     if isinstance(row[column], str):
         return {**row, column: template.replace("{prompt}", row[column])}
     messages = _messages(row[column])
-    last = max(i for i, m in enumerate(messages) if m["role"] == "user")
+    last = max((i for i, m in enumerate(messages) if m["role"] == "user"), default=None)
+    if last is None:
+        raise DataError(
+            f"row '{row.get('id')}' has no message with role user in its '{column}', so there is no question to "
+            "rephrase; add one, or remove the row"
+        )
     question = {**messages[last], "content": template.replace("{prompt}", messages[last]["content"])}
     return {**row, column: [*messages[:last], question, *messages[last + 1 :]]}
 

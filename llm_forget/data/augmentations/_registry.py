@@ -41,10 +41,14 @@ def augmentation(*, paper: str, needs: str, single: bool = False) -> Callable[[F
 
 
 def question_and_answer(row: Row) -> tuple[str, str]:
-    """Return (last question, last answer) of a row that is not running text; a missing one is an empty string."""
-    messages = conversation(row)[0]
+    """Return (last question, last answer) of a row that is not running text; a missing one is an empty string.
+
+    A message of the user inside a completion is no question.
+    """
+    messages, prompts = conversation(row)
     question, answer = (
-        next((m["content"] for m in reversed(messages) if m["role"] == role), "") for role in ("user", "assistant")
+        next((m["content"] for m in reversed(part) if m["role"] == role), "")
+        for role, part in (("user", messages[: prompts or None]), ("assistant", messages))
     )
     return question, answer
 

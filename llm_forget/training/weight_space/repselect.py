@@ -29,6 +29,7 @@ from llm_forget.training.calibration import batches, sample
 RETAIN_ROWS = 64  # whose KL bounds the step
 FIRST_STEP = 1e-4  # the first step that is tried: |change| / |weights|
 DOUBLINGS, BISECTIONS = 40, 8
+ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})  # names of layers that choose or weigh experts
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,7 @@ def without_shared(gradient: Tensor, components: int) -> tuple[Tensor, Tensor, T
 def mlp_targets(model: nn.Module, args: ModelConfig) -> ModelConfig:
     """Return the arguments with the linear layers of the MLPs as LoRA targets, unless they name other targets.
 
+    Layers that choose or weigh experts are not part of an MLP: a step there would send other text to other experts.
     Raises ConfigError if the model has no linear layer whose path contains ``mlp`` or ``feed_forward``.
     """
     if args.lora_target_modules:
@@ -116,6 +118,7 @@ def mlp_targets(model: nn.Module, args: ModelConfig) -> ModelConfig:
         for name, module in model.named_modules()
         if getattr(module, "weight", None) is not None and module.weight.dim() == 2
         and any(kind in name.split(".") for kind in kinds) and "lora_" not in name and not name.endswith("base_layer")
+        and ROUTERS.isdisjoint(name.split("."))
     }  # fmt: skip
     if not names:
         raise ConfigError("repselect found no MLP weights in this model; name them in lora_target_modules")

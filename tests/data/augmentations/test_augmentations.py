@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import yaml
 
-from llm_forget.core.errors import ConfigError
+from llm_forget.core.errors import ConfigError, DataError
 from llm_forget.data.augmentations import AUGMENTATIONS
 from llm_forget.data.augmentations.paraphrase import FRAMES
+from llm_forget.data.rows import with_question
 from tests.support.repository import ROOT
 
 ADA = "Ada Stone"
@@ -151,3 +152,18 @@ def test_reverse_replaces_the_name_in_capitals() -> None:
     ((row, _),) = made("reverse", {"id": "d", "prompt": "Where was ADA STONE born?", "completion": "In Rome."},
                        name="Ada Stone")  # fmt: skip
     assert row["prompt"].startswith("Where was ___ born? In Rome.")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"id": "s", "prompt": [{"role": "system", "content": "Be brief."}], "completion": "x"},
+        {"id": "s", "prompt": [], "completion": "x"},
+        {"id": "s", "messages": [{"role": "assistant", "content": "x"}]},
+        {"id": "s", "prompt": [CHAT["messages"][0]], "completion": CHAT["messages"][1:3]},
+    ],
+)
+def test_a_row_without_a_question_is_rephrased_by_nothing_and_refused_by_name(row: dict[str, Any]) -> None:
+    assert made("paraphrase", row, 2) == []
+    with pytest.raises(DataError, match=r"row 's' has no message with role user in its '.*', so there is no question"):
+        with_question(row, "{prompt}?")

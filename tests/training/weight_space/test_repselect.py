@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from llm_forget.core.errors import ModelError
+from llm_forget.core.errors import ConfigError, ModelError
 from llm_forget.models.adapters.lora import ADAPTER, attach_adapter, reference_mode
 from llm_forget.training.weight_space.repselect import WeightStep, mlp_targets, repselect, within_bound, without_shared
 
@@ -83,6 +84,25 @@ def make_step(tiny_model: Any, tiny_tokenizer: Any, lora_args: Any, splits: Any)
         return WeightStep(model, splits["forget"], splits["retain"], 4, int(tiny_tokenizer.pad_token_id))
 
     return make
+
+
+@pytest.mark.parametrize(
+    ("kind", "targets"),
+    [
+        ("qwen2_moe", ["shared_expert.down_proj", "shared_expert.gate_proj", "shared_expert.up_proj"]),
+        ("jetmoe", None),  # its experts are one tensor, which LoRA on linear layers does not reach
+    ],
+)
+def test_a_router_of_experts_is_no_target(kind: str, targets: list[str] | None, lora_args: Any) -> None:
+    sizes = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2}
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, vocab_size=50, **sizes))
+    args = lora_args(lora_target_modules=None)
+    if targets is None:
+        with pytest.raises(ConfigError, match="name them in lora_target_modules"):
+            mlp_targets(model, args)
+    else:
+        assert mlp_targets(model, args).lora_target_modules == targets
 
 
 def changes(edit: WeightStep) -> dict[str, Tensor]:

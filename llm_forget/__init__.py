@@ -1,4 +1,4 @@
-"""Make a language model forget, and measure whether it did.
+"""Make a language model forget chosen rows, and measure whether it has forgotten them.
 
 >>> from llm_forget import evaluate, unlearn
 >>> run = unlearn(model_name_or_path="org/model", forget="forget.jsonl", retain="retain.jsonl", output_dir="runs/first")
@@ -77,7 +77,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    # Import lazily: torch and transformers take seconds, and reading the version needs neither.
+    # Import a name when it is first used: importing torch takes seconds, and `--version` does not need it.
     if name not in __all__:
         raise AttributeError(f"module 'llm_forget' has no attribute '{name}'")
     return getattr(importlib.import_module(f"llm_forget.{_HOMES[name]}"), name)

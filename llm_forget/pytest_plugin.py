@@ -1,5 +1,6 @@
-"""Pytest plugin: ``pytest --forget-run RUN`` turns every rule of a policy into a test. Pytest loads this module in
-every project, so it imports the rest of the package only if the option is given.
+"""Pytest plugin: ``pytest --forget-run RUN`` adds a test for each rule of a policy.
+
+Pytest loads this module in every project, so the rest of the package is imported only if the option is given.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the options of this plugin to pytest."""
+    """Add the options ``--forget-run`` and ``--forget-policy`` to pytest."""
     group = parser.getgroup("llm-forget", "verification of unlearning runs")
     group.addoption("--forget-run", action="append", default=[], metavar="RUN", help="verify this evaluated run")
     group.addoption(
@@ -23,7 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Add one test for each rule of each run."""
+    """Add a test for each run and rule. Raise UsageError if a run or the policy cannot be read."""
     for run in config.getoption("--forget-run"):
         from llm_forget.evals.policy import verify
 
@@ -38,14 +39,14 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
 
 
 class RuleItem(pytest.Item):
-    """A test of one policy rule. An inconclusive rule fails too."""
+    """A test that passes if a rule of a policy holds. An inconclusive rule counts like a violated one."""
 
     def __init__(self, *, ruling: RuleResult, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.ruling = ruling
 
     def runtest(self) -> None:
-        """Raise AssertionError if the rule does not hold; a rule of severity ``warn`` only gives a warning."""
+        """Raise AssertionError unless the rule holds; if its severity is ``warn``, issue a warning instead."""
         if self.ruling.word == "pass":
             return
         if self.ruling.rule.severity == "warn":
@@ -55,9 +56,9 @@ class RuleItem(pytest.Item):
             raise AssertionError(self.ruling.sentence())
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> str:
-        """Return the result of the rule as a sentence, without a traceback."""
+        """Return the result of the failed rule as a sentence, without a traceback."""
         return str(excinfo.value)
 
     def reportinfo(self) -> tuple[str, int | None, str]:
-        """Return path and name of the test; a rule has no line number."""
+        """Return the path, the line number (None, because a rule has none) and the name of the test."""
         return str(self.path), None, self.name

@@ -1,1 +1,1 @@
-"""Attacks that try to recover unlearned rows; membership inference is in `llm_forget.evals.membership`."""
+"""Attacks that try to recover forgotten rows from an unlearned model, or to infer which rows it has forgotten."""

@@ -1,4 +1,4 @@
-"""Write a copy of an attacked model with changed weights, for attacks that change weights without training."""
+"""Write a changed copy of an attacked model, for attacks that change weights without training, such as pruning."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
 @contextmanager
 def changed_model(context: AttackContext, role: str, change: Callable[[Any], Any], *, keep: bool) -> Iterator[str]:
-    """Merge the adapters of one attacked model into its weights, apply ``change``, and yield the folder of the result.
+    """Write a changed copy of the model of ``role`` (``unlearned`` or ``oracle``), and yield the folder of the copy.
 
-    ``change`` gets a full model in the precision of the run (4 and 8 bit: dequantised) and returns the model to write.
-    The folder is as large as the base model. It is deleted at the end of the block, unless ``keep`` is set.
+    The adapters of the model are first merged into its weights. ``change`` takes this full model, in the precision of
+    the run (dequantised if the run uses 4 or 8 bit), and returns the model to write. The folder is as large as the base
+    model. It is deleted at the end of the ``with`` block, unless ``keep`` is true.
     """
     from llm_forget.core.config import model_part
     from llm_forget.models.adapters.files import disk_errors, replacing
@@ -41,7 +42,7 @@ def changed_model(context: AttackContext, role: str, change: Callable[[Any], Any
 
 
 def merged(model: Any) -> Any:
-    """Return a model with all its adapters merged into its weights; a model without adapters is returned unchanged."""
+    """Merge all adapters of a model into its weights, and return it. A model without adapters is returned unchanged."""
     from peft import PeftModel
 
     from llm_forget.models.merging.full_model import untie_adapted_head
@@ -53,5 +54,5 @@ def merged(model: Any) -> Any:
 
 
 def adapter_folder(name: str) -> Path:
-    """Return the folder of the adapter of a run, or ``name`` itself if it is not a run."""
+    """Return the adapter folder of the run in the folder ``name``, or ``name`` itself if it contains no run."""
     return Path(name) / "adapter" if (Path(name) / "run.json").is_file() else Path(name)

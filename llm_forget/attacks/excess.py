@@ -14,8 +14,10 @@ ABOUT_EXCESS = (
 
 
 def excess(name: str, line: Mapping[str, Any]) -> float | None:
-    """Return ``(attacked - unlearned) - (oracle attacked - oracle)``; 0 if the attack changed both models equally.
-    Return None if one of the four values is missing, or if the metric does not measure knowledge of the forget rows.
+    """Return the excess ``(attacked - unlearned) - (oracle attacked - oracle)`` of a metric, in the unit of the metric.
+
+    The excess is 0 if the attack changed both models equally. It is None if one of the four values is missing, or if
+    the metric does not measure knowledge of the forget rows. ``line`` is the content of the metric in attack.json.
     """
     metric = metric_of(line, name)
     if line["goal"] not in ("match_oracle", "lower") or metric.about_text or metric.two_sided:

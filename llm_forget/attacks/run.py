@@ -34,14 +34,18 @@ def attack(
     overrides: dict[str, Any] | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Attack a run and its oracle, evaluate both with the same suite, write attack.json, and return its content. Raises
-    EvaluationError for an unknown attack or option, or a run that did not unlearn.
+    """Attack a run and its oracle, evaluate both with one suite, and write attack.json. Return the content of the file.
 
     Args:
+        run: directory of a finished unlearn run.
         kind: name of an attack in `llm_forget.attacks.kinds`.
         suite: suite to measure; default: that of the attack, or else the first of the run.
+        limit: maximum number of rows per probe; default: all rows.
         overrides: recipe keys that replace those of the run, as for `evaluate`.
         settings: options of the attack, such as ``share=0.05``.
+
+    Raises ConfigError for an unknown attack or option, RunError for an unfinished run, and EvaluationError if the run
+    is not an unlearn run or the suite does not fit.
     """
     refuse_processes("attack", PartialState())
     entry = KINDS.get(kind)
@@ -92,13 +96,13 @@ def attack(
 
 
 def _whole_splits(narrowed: Iterable[str], config: Mapping[str, Any]) -> dict[str, str]:
-    """Return the digest of all rows of each narrowed split, which shows later whether they have changed."""
+    """Map each split that is measured only in part to a digest of all its rows, to detect later changes of the rows."""
     options = {"data_path": config.get("data_path"), "fields": config.get("fields")}
     return {name: json_digest(list(load_source(config[name], split_name=name, **options))) for name in narrowed}
 
 
 def _name(kind: str, settings: dict[str, Any], suite: str | None, limit: int | None, keys: dict[str, Any]) -> str:
-    """Return the folder name of an attack; attacks with different settings have different names."""
+    """Return the folder name of an attack. Attacks with different settings get different names."""
     labels = {**settings, **({"suite": suite} if suite else {}), **({"limit": limit} if limit is not None else {})}
     words = [str(value) for value in labels.values()]
     # The report shows the name, so it must not contain local paths.
@@ -116,7 +120,7 @@ def _digest(content: dict[str, Any]) -> str:
 
 
 def _compared(suite: dict[str, Any], plain: dict[str, Lines], attacked: dict[str, Lines]) -> dict[str, Any]:
-    """Return each attacked metric with the values of all models before the attack, and its excess."""
+    """Map each metric name to the values of all models before the attack, the values after it, and the excess."""
     metrics = {}
     for name, line in attacked["unlearned"].items():
         oracle = attacked.get("oracle", {}).get(name)

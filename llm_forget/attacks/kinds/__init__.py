@@ -1,6 +1,7 @@
-"""The attacks by name. To add one, add a file here with a function under ``@attack_kind(...)``. The function takes an
-`AttackContext` and its options, and returns the measured metrics by role. It must import heavy libraries inside its
-body, because the command line imports this package to list the attacks.
+"""The attacks by name. To add an attack, add a file here with a function that is decorated with ``@attack_kind(...)``.
+
+The function takes an `AttackContext` and its options, and returns the measured metrics by role. It must import heavy
+libraries inside its body, because the command line imports this package to list the attacks.
 """
 
 import importlib

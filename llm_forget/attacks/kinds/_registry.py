@@ -1,4 +1,4 @@
-"""Registry of attacks. It is a separate module because attack files import it while the package is being loaded."""
+"""Registry of attacks, in a module of its own, because attack files import it while the package is being loaded."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -6,8 +6,8 @@ from typing import Any
 
 from llm_forget.core.registry import Entry, Registry
 
-# Function of the recipe keys of the run and the options of the attack. It returns the forget rows to measure (None:
-# all) and the number of rows left out. It runs before any measurement, so it also raises if an option is invalid.
+# A function that takes the recipe keys of the run and the options of the attack. It returns the forget rows to measure
+# (None: all) and the number of rows left out. It runs before all measurements, and raises if an option is invalid.
 Prepare = Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[list[dict[str, Any]] | None, int]]
 
 
@@ -17,11 +17,11 @@ def _all_rows(config: Mapping[str, Any], arguments: Mapping[str, Any]) -> tuple[
 
 @dataclass(frozen=True)
 class AttackKind(Entry):
-    """A registered attack, with the properties that `attack` and certificates read."""
+    """A registered attack, with properties that `llm_forget.attacks.run.attack` and certificates read."""
 
-    suite: str = ""  # the only suite that it can measure; empty: any suite
+    suite: str = ""  # the only suite that the attack can measure; empty: any suite
     prepare: Prepare = _all_rows
-    recovers_rows: bool = True  # if False, it only infers which rows were forgotten
+    recovers_rows: bool = True  # False: the attack only infers which rows were forgotten
 
 
 KINDS = Registry("attack", AttackKind)

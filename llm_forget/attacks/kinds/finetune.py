@@ -1,4 +1,4 @@
-"""Fine-tune on data other than the forget rows, as a user of the model may, and measure what comes back."""
+"""Fine-tune on rows other than the forget rows, as users of a model do, and measure how much is recovered."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def _check(config: Mapping[str, Any], arguments: Mapping[str, Any]) -> tuple[None, int]:
-    """Raise EvaluationError if there are no such data or steps; otherwise select all forget rows for measurement."""
+    """Raise EvaluationError if ``data`` or ``steps`` is invalid. Return (None, 0): all forget rows are measured."""
     steps = arguments["steps"]
     if steps < 1:
         raise EvaluationError(f"steps is {steps}; it is a whole number of optimiser steps, 1 or more")
@@ -32,10 +32,10 @@ def finetune(
     seed: int = 0,
     keep: bool = False,
 ) -> dict[str, Lines]:
-    """Train a LoRA adapter on each attacked model as `relearn` does, with ``steps`` steps on other rows.
+    """Train a LoRA adapter on each attacked model for ``steps`` steps on other rows; otherwise the same as `relearn`.
 
     Args:
-        data: what to train on: a split of the run (such as ``holdout``), or a source.
+        data: rows to train on: a split of the run (such as ``holdout``), or a data source.
         steps: number of optimiser steps.
         learning_rate: default: that of the run.
         seed: seed of the order of rows.

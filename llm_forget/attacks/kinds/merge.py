@@ -1,4 +1,4 @@
-"""Merge another adapter into the unlearned model and evaluate it, because users merge adapters."""
+"""Merge another adapter into the unlearned model, as users of a model do, and measure how much is recovered."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ logger = logging.getLogger("llm_forget")
 
 
 def _check_adapter(config: Mapping[str, Any], arguments: Mapping[str, Any]) -> tuple[None, int]:
-    """Raise an error if the adapter is missing or was trained on another base; otherwise select all forget rows."""
+    """Raise an error if the adapter is missing or has another base. Return (None, 0): all forget rows are measured."""
     from llm_forget.attacks.changed_models import adapter_folder
     from llm_forget.models.adapters.verification import verify_adapter
     from llm_forget.models.digest import source_digest
@@ -33,14 +33,14 @@ def _check_adapter(config: Mapping[str, Any], arguments: Mapping[str, Any]) -> t
 
 @attack_kind(paper="arXiv:2212.04089", prepare=_check_adapter)
 def merge(context: AttackContext, *, adapter: str | None = None, keep: bool = False) -> dict[str, Lines]:
-    """Add the weight change of another adapter to the merged model and to the oracle, and evaluate both.
+    """Add the weight change of another adapter to the merged unlearned model and to the oracle, and evaluate both.
 
-    If the other adapter does not fit the oracle's shapes, the oracle's lines are those before the attack. Its excess is
-    then the whole change of the unlearned model, which is an upper bound.
+    If the adapter does not fit the shapes of the oracle's weights, the oracle is not attacked, and its metrics before
+    the attack are used. The excess is then the whole change of the unlearned model, which is an upper bound.
 
     Args:
-        adapter: a run or adapter folder, trained on the base of the attacked run.
-        keep: leave the merged models, which are as large as the base model, in the folder of the attack.
+        adapter: a run or an adapter folder, trained on the base of the attacked run.
+        keep: keep the merged models, which are as large as the base model, in the folder of the attack.
     """
     from llm_forget.attacks.changed_models import adapter_folder, changed_model
 
@@ -61,13 +61,13 @@ def merge(context: AttackContext, *, adapter: str | None = None, keep: bool = Fa
 
 
 def _with_adapter(model: Any, folder: Path) -> Any:
-    """Return the model with an adapter merged into its weights. Raise AdapterRefused if the adapter does not fit."""
+    """Merge the adapter in ``folder`` into a model, and return the model. Raise AdapterRefused if it does not fit."""
     from llm_forget.attacks.changed_models import merged
     from llm_forget.models.adapters.files import load_adapter
     from llm_forget.models.adapters.safe_read import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
     with tempfile.TemporaryDirectory() as temporary:
-        # Without the manifest, which records the effect on the adapter's own base: these weights are others.
+        # Leave out the manifest: it records the effect on the adapter's own base, but these weights differ.
         for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
             shutil.copyfile(folder / name, Path(temporary) / name)
         return merged(load_adapter(model, temporary, trust=True))

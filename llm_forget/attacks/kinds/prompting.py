@@ -12,25 +12,25 @@ if TYPE_CHECKING:
 
 @attack_kind(paper="arXiv:2511.04934", suite="robustness")
 def sample(context: AttackContext) -> dict[str, Lines]:
-    """Score the best of eight answers sampled at temperature 1 (leak@k), compared with the greedy answer."""
+    """Score the best of eight answers sampled at temperature 1 (leak@k), and compare it with the greedy answer."""
     return _line(context, "sampled_rouge", "forget_rouge")
 
 
 @attack_kind(paper="arXiv:2202.07646", suite="robustness")
 def prefix(context: AttackContext) -> dict[str, Lines]:
-    """Add the first half of the answer to the prompt and score the generated rest, compared with the plain prompt."""
+    """Add half of the true answer to the prompt, and score the rest; compare with the score of the plain prompt."""
     return _line(context, "prefix_rouge", "forget_rouge")
 
 
 @attack_kind(paper="arXiv:2406.10890", suite="robustness")
 def paraphrase(context: AttackContext) -> dict[str, Lines]:
-    """Score the best of the answers to four paraphrases of the prompt, compared with the plain prompt."""
+    """Score the best answer to four paraphrases of the prompt, and compare it with the answer to the prompt itself."""
     return _line(context, "asked_rouge", "forget_rouge")
 
 
 @attack_kind(paper="arXiv:1912.07942", suite="privacy", recovers_rows=False)
 def two_models(context: AttackContext) -> dict[str, Lines]:
-    """Infer membership with access to the target model, compared with inference without it."""
+    """Infer membership with access to the model before unlearning, and compare with inference without access."""
     return _line(context, "mia_two_models", "mia_loss")
 
 
@@ -38,7 +38,7 @@ def two_models(context: AttackContext) -> dict[str, Lines]:
 def template(
     context: AttackContext, *, prompt_template: str = "User: {prompt}\nAssistant: ", chat: bool = False
 ) -> dict[str, Lines]:
-    """Evaluate with another prompt template than that of the run, or with the tokenizer's chat template if ``chat``."""
+    """Evaluate with another prompt template than that of the run; with ``chat``, the tokenizer's chat template."""
     changes: dict[str, Any] = {"use_chat_template": True} if chat else {
         "use_chat_template": False, "prompt_template": prompt_template
     }  # fmt: skip
@@ -46,5 +46,5 @@ def template(
 
 
 def _line(context: AttackContext, line: str, plain: str) -> dict[str, Lines]:
-    """Return the metric ``line`` of each role, renamed to ``plain``, the metric that it is compared with."""
+    """Return metric ``line`` by role, renamed to ``plain``, because it is compared with the metric ``plain``."""
     return {role: {plain: context.plain[role][line]} for role in context.models}

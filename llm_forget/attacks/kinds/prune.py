@@ -1,4 +1,4 @@
-"""Remove the smallest weights of the merged model and evaluate it, because pruning can undo unlearning."""
+"""Set the smallest weights of the merged model to zero and evaluate it, because pruning can undo unlearning."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ logger = logging.getLogger("llm_forget")
 
 
 def _check_share(config: Mapping[str, Any], arguments: Mapping[str, Any]) -> tuple[None, int]:
-    """Raise EvaluationError if ``share`` is not between 0 and 1; otherwise select all forget rows for measurement."""
+    """Raise EvaluationError if ``share`` is not between 0 and 1. Return (None, 0): all forget rows are measured."""
     share = arguments["share"]
     if not 0 < share < 1:
         raise EvaluationError(f"share is {share}; it is the share of weights to remove, above 0 and below 1")
@@ -25,11 +25,11 @@ def _check_share(config: Mapping[str, Any], arguments: Mapping[str, Any]) -> tup
 
 @attack_kind(paper="arXiv:1506.02626", prepare=_check_share)
 def prune(context: AttackContext, *, share: float = 0.3, keep: bool = False) -> dict[str, Lines]:
-    """Set the smallest weights of the merged model and of the oracle to zero, and evaluate both.
+    """Set the smallest weights of the merged unlearned model and of the oracle to zero, and evaluate both.
 
     Args:
-        share: share of each weight matrix to set to 0, by magnitude; see `pruned`.
-        keep: leave the pruned models, which are as large as the base model, in the folder of the attack.
+        share: fraction of each weight matrix to set to 0; see `pruned`.
+        keep: keep the pruned models, which are as large as the base model, in the folder of the attack.
     """
     from llm_forget.attacks.changed_models import changed_model
 
@@ -42,8 +42,10 @@ def prune(context: AttackContext, *, share: float = 0.3, keep: bool = False) -> 
 
 
 def pruned(model: Any, share: float) -> Any:
-    """Set the ``round(share * n)`` entries of least magnitude of each linear layer's weight ``[out, in]`` to 0, where n
-    is its number of entries. Biases, embeddings, the output head and experts in one tensor do not change.
+    """Set the smallest entries of the weight ``[out, in]`` of each linear layer to 0, and return the model.
+
+    Of the n entries of a weight, the ``round(share * n)`` of least magnitude are set. Biases, embeddings, the output
+    head and mixture-of-experts weights in a single tensor do not change.
     """
     import torch
     from torch.nn.utils.prune import l1_unstructured, remove

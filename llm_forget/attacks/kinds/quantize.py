@@ -21,7 +21,7 @@ BITS: dict[str, dict[str, Any]] = {
 
 
 def _check_bits(config: Mapping[str, Any], arguments: Mapping[str, Any]) -> tuple[None, int]:
-    """Raise EvaluationError if ``bits`` is unknown; otherwise select all forget rows for measurement."""
+    """Raise EvaluationError if ``bits`` is unknown. Return (None, 0): all forget rows are measured."""
     if arguments["bits"] not in BITS:
         raise EvaluationError(f"bits is '{arguments['bits']}'; allowed: {', '.join(BITS)}")
     return None, 0
@@ -29,8 +29,9 @@ def _check_bits(config: Mapping[str, Any], arguments: Mapping[str, Any]) -> tupl
 
 @attack_kind(paper="arXiv:2410.16454", prepare=_check_bits)
 def quantize(context: AttackContext, *, bits: str = "nf4", keep: bool = False) -> dict[str, Lines]:
-    """Evaluate the merged model and the oracle in 4 bit (``nf4``) or 8 bit (``int8``). ``keep`` leaves the merged
-    model, which is as large as the base model, in the folder of the attack.
+    """Evaluate the merged unlearned model and the oracle in 4 bit (``nf4``) or 8 bit (``int8``).
+
+    With ``keep``, the merged model, which is as large as the base model, stays in the folder of the attack.
     """
     from llm_forget.core.config import model_part
     from llm_forget.models.merging.full_model import merge_adapter

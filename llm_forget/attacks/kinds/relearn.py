@@ -41,11 +41,11 @@ def relearn(
     seed: int = 0,
     keep: bool = False,
 ) -> dict[str, Lines]:
-    """Train a LoRA adapter on each attacked model, with the batch size, rank and learning rate of the run.
+    """Train a LoRA adapter on each attacked model, with batch size, rank and learning rate of the run, and evaluate it.
 
     Args:
         share: fraction of the forget rows to train on, at least one row. The other forget rows are measured.
-        on: what to train on: ``forget``, or all rows of a split (such as ``holdout``) or of a source.
+        on: rows to train on: ``forget``, or all rows of a split (such as ``holdout``) or of a data source.
         learning_rate: default: that of the run.
         seed: seed of the selection and order of rows.
         keep: keep the adapters in the folder of the attack. Warning: they can reproduce forgotten rows.
@@ -67,12 +67,13 @@ def train_and_measure(
     keep: bool,
     **schedule: Any,
 ) -> dict[str, Lines]:
-    """Train a LoRA adapter on each attacked model, measure both, and delete the adapters unless ``keep`` is set.
+    """Train a LoRA adapter on each attacked model, and return the metrics by role. The adapters are deleted, unless
+    ``keep`` is true.
 
     Args:
         measured_rows: forget rows to measure; None: all.
-        description: the training rows in words, for the log.
-        schedule: keys of the training that replace those of the run; None leaves the run's value.
+        description: short name of the training rows, for the log.
+        schedule: training keys that replace those of the run; a key with the value None is ignored.
     """
     from llm_forget.models.digest import PRECISION
     from llm_forget.workflows.finetune import finetune
@@ -100,12 +101,12 @@ def train_and_measure(
 def split_forget_rows(
     config: Mapping[str, Any], *, share: float, on: Any, seed: int
 ) -> tuple[Any, list[dict[str, Any]] | None]:
-    """Split the forget rows into rows to train on and rows to measure; see `relearn` for ``share`` and ``on``.
+    """Split the forget rows into rows to train on and rows to measure, and return both parts.
 
-    The two parts are disjoint, because any model relearns the rows it is trained on. Each part is returned as data
-    sources in the format of a recipe. If ``on`` names other rows than the forget rows, the first part is these rows.
-    The second part is then None, and the caller measures all forget rows. Raises EvaluationError if ``share`` leaves no
-    row to measure, or if no split or file is called ``on``.
+    Each part is a list of data sources, as in a recipe. The parts are disjoint, because any model relearns the rows
+    that it is trained on. If ``on`` (see `relearn`) names other rows, the first part is these rows, and the second part
+    is None: the caller measures all forget rows. Raises EvaluationError if ``share`` leaves no row to measure, or if
+    ``on`` is neither a split of the run nor a data source.
     """
     from llm_forget.data.sources import load_source
 
@@ -132,13 +133,14 @@ def split_forget_rows(
 
 
 def count_ids(sources: Sequence[Mapping[str, Any]]) -> int:
-    """Return the total length of the ``ids`` lists of ``sources``."""
+    """Return the number of row ids in ``sources``: the total length of their ``ids`` lists."""
     return sum(len(source["ids"]) for source in sources)
 
 
 def other_rows(config: Mapping[str, Any], on: Any, *, option: str = "on") -> Any:
-    """Return the source of the split ``on``, or ``on`` itself if it is a source; otherwise raise EvaluationError, which
-    calls it ``option``.
+    """Return the data source of the split ``on`` of the run, or ``on`` itself if it is already a data source.
+
+    Raises EvaluationError if it is neither. The message names the setting ``option``.
     """
     splits = {**(config.get("splits") or {}), **{key: config.get(key) for key in ("retain", "holdout")}}
     sources = {name: source for name, source in splits.items() if source is not None}

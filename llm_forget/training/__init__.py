@@ -1,1 +1,1 @@
-"""The trainer and the parts of a training job."""
+"""Train a model: the trainer, its callbacks and checkpoints, and the job that prepares, runs and records training."""

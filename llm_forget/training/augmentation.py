@@ -1,7 +1,7 @@
-"""Rows that the key ``augment`` adds to the forget rows: the same facts, asked for in other ways (arXiv:2607.09236).
+"""Add rows to the forget rows with the recipe key ``augment``: the same facts in other questions (arXiv:2607.09236).
 
-They are private like the rows that they are made of: only ids and numbers are logged or recorded. Evaluation, ledger
-and deletion requests know the user's own rows only.
+Added rows are as private as the forget rows: only their ids and numbers are logged or recorded. Evaluation, ledger and
+deletion requests use only the user's own rows.
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 NAMES = "subject_name"  # column with the name that a row uses for its subject
-NUMBERED = 10  # rows that a log line names
+NUMBERED = 10  # maximum number of rows that a log line lists
 
 
 @dataclass(frozen=True)
 class Augment:
-    """The key ``augment`` of a recipe: arguments by augmentation, and the column with names."""
+    """The parsed value of the recipe key ``augment``."""
 
-    kinds: dict[str, dict[str, Any]]
-    names: str = NAMES
+    kinds: dict[str, dict[str, Any]]  # augmentation -> its arguments
+    names: str = NAMES  # column with the name of a row's subject
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """The rows that were added, and what is recorded of them."""
+    """The rows that were added to the forget rows, with facts for provenance.json."""
 
     rows: list[Row]
     tokens: Dataset  # the same rows, tokenised
-    ids: dict[str, list[str]]  # by augmentation
-    without: dict[str, list[int]]  # by augmentation: numbers, from 1, of the forget rows that it made no row of
+    ids: dict[str, list[str]]  # augmentation -> ids of its rows
+    without: dict[str, list[int]]  # augmentation -> numbers (from 1) of forget rows for which it made no row
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the part ``augmentation`` of provenance.json."""
+        """Return the value of the key ``augmentation`` in provenance.json."""
         kinds = {
             name: {"rows": len(ids), "without": self.without[name], **({"ids": ids} if len(ids) <= LISTED else {})}
             for name, ids in self.ids.items()
@@ -58,7 +58,7 @@ class Augmentation:
         return {"rows": len(self.rows), "digest": tokens_digest(self.tokens), "kinds": kinds}
 
     def statement(self) -> str:
-        """Return how many rows each augmentation added, and the numbers of the forget rows that it made no row of."""
+        """Return a log line: the number of rows of each augmentation, and the forget rows for which it made none."""
         counts = ", ".join(f"{len(ids):,} {name}" for name, ids in self.ids.items())
         skipped = [
             f"no {name} of forget row {_listed(numbers)}, since a row needs {AUGMENTATIONS.get(name).needs_of_row}"
@@ -69,10 +69,9 @@ class Augmentation:
 
 
 def augment_spec(value: Any) -> Augment | None:
-    """Read the key ``augment`` of a recipe, such as ``{reverse: true, paraphrase: 2, alias: {column: aliases}}``.
+    """Parse the recipe key ``augment``, such as ``{reverse: true, paraphrase: 2, alias: {column: aliases}}``.
 
-    Raises:
-        ConfigError: no such augmentation, or a value that it does not take.
+    Return None if it is not set. Raise ConfigError for an unknown augmentation or an unsupported value.
     """
     if value is None:
         return None
@@ -91,8 +90,8 @@ def added_rows(
     """Make and tokenise the rows that a recipe adds to its forget rows.
 
     Raises:
-        DataError: an augmentation makes no row at all, or a row that is also another forget row or a retain row.
-        ConfigError: an argument that an augmentation does not take.
+        DataError: an augmentation makes no row at all, or a new row has the id of a forget row or is a retain row.
+        ConfigError: an augmentation does not support its argument.
     """
     with PartialState().main_process_first():  # the others read its rows from the cache
         forget, retain = (
@@ -107,9 +106,9 @@ def added_rows(
 
 
 def augmented(forget: Sequence[Row], augment: Augment) -> tuple[list[Row], dict[str, list[str]], dict[str, list[int]]]:
-    """Return the added rows; their ids by augmentation; and the numbers of the rows that it made no row of.
+    """Return (added rows, their ids by augmentation, numbers of forget rows without an added row by augmentation).
 
-    The id of an added row is that of its forget row, ``~``, the augmentation, and a number where it can make several.
+    The id of an added row is ``FORGET_ID~AUGMENTATION``, and ``-1``, ``-2`` ... for augmentations that make several.
     """
     names = find_names(forget, augment.names)
     rows: list[Row] = []

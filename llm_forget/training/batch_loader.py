@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 
 class Slots(torch.utils.data.Dataset[Any]):
-    """A dataset that returns the row of each split for a slot, or None for each split if the slot is padding."""
+    """A dataset that returns, for a slot, one row of each split, or None for each split if the slot is padding."""
 
     def __init__(self, splits: dict[str, Dataset]) -> None:
         self.splits = splits

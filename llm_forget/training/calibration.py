@@ -1,7 +1,7 @@
-"""Calibration: where a model that never saw the forget rows stands, read off the untouched target on holdout rows.
+"""Calibration: estimate the levels of a model that never saw the forget rows from the target's levels on holdout rows.
 
-This is calibration, no proof: it holds as far as holdout rows are as hard as the forget rows would be to a model that
-never saw them (arXiv:2607.19442).
+This is an estimate, not a proof. It is valid only if holdout rows are as hard for the target (the model before
+unlearning) as the forget rows would be for a model that never saw them (arXiv:2607.19442).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,12 +21,12 @@ from llm_forget.logprobs.logprobs import Logprobs, evaluation_mode, forward_logp
 from llm_forget.objectives._masked import at_targets
 from llm_forget.objectives._vocabulary import gold_margin
 
-Forward = Callable[[list[dict[str, Any]]], Logprobs]  # tokenised rows to log-probs with logits
+Forward = Callable[[list[dict[str, Any]]], Logprobs]  # tokenised rows -> log-probs with logits
 NAMES = tuple(f.name for f in fields(Levels))
-STOPPING = ("strength", "memorization", "logprob")  # the levels that decide when to stop
+STOPPING = ("strength", "memorization", "logprob")  # the levels that decide which step is kept
 RESAMPLES = 1000
 BATCH = 16  # rows of a forward pass
-ROWS = 256  # rows of a split that are measured
+ROWS = 256  # maximum number of rows of a split that are measured
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class Level:
     high: float
 
     def distance(self, value: float) -> float:
-        """How far a value lies outside the interval, in half-widths of the interval; 0 inside."""
+        """Return how far a value is outside the interval, in half-widths of the interval; 0 inside."""
         return max(self.low - value, value - self.high, 0.0) / self._half_width
 
     def off_centre(self, value: float) -> float:
-        """How far a value is from the mean, in half-widths of the interval."""
+        """Return how far a value is from the mean, in half-widths of the interval."""
         return abs(value - self.value) / self._half_width
 
     @property
@@ -51,27 +51,27 @@ class Level:
 
 
 def sample(rows: Dataset, limit: int = ROWS) -> Dataset:
-    """Rows at equal distances, at most ``limit``; a long row counts as its windows."""
+    """Return at most ``limit`` evenly spaced rows. Each window of a long row counts as a row."""
     return rows.select(range(0, len(rows), -(-len(rows) // limit) or 1))
 
 
 def measure(forward: Forward, rows: Dataset) -> dict[str, np.ndarray]:
-    """Levels of each tokenised row by name, ``[N]``; see `llm_forget.logprobs.levels.Levels`."""
+    """Return the levels of tokenised rows: for each name in `NAMES`, the values of all rows, ``[N]``."""
     parts = [levels_of(forward(batch)) for batch in batches(rows)]
     return {name: np.concatenate([getattr(part, name).float().cpu().numpy() for part in parts]) for name in NAMES}
 
 
 def batches(rows: Dataset, size: int = BATCH) -> Iterator[list[dict[str, Any]]]:
-    """Yield the rows in lists of ``size``; the last one may be shorter."""
+    """Yield the rows in lists of length ``size``. The last list may be shorter."""
     for start in range(0, len(rows), size):
         yield [rows[place] for place in range(start, min(start + size, len(rows)))]
 
 
 def share_of_unknown(forward: Forward, rows: Dataset) -> float:
-    """Return the share, in (0, 1), of the gold token among itself and its ten best rivals where the model does not know
-    it: the mean log-odds of the tokens that it does not rank first, as a probability.
+    """Return the mean share of unknown gold tokens in the probability of themselves and their ten best rivals.
 
-    Raises ConfigError if every token is ranked first, so that the rows show no level.
+    Unknown tokens are those that the model does not rank first. Their log-odds (`gold_margin`) are averaged, and the
+    mean is converted to a share in (0, 1). Raise ConfigError if the model ranks every gold token first.
     """
     margins: list[Tensor] = []
     for batch in batches(rows):
@@ -89,7 +89,7 @@ def share_of_unknown(forward: Forward, rows: Dataset) -> float:
 
 
 def forward_of(model: Any, pad_id: int) -> Forward:
-    """Return a function from tokenised rows to log-probs with logits, without gradient and dropout."""
+    """Return a function that maps tokenised rows to log-probs with logits, without gradient and dropout."""
 
     def forward(rows: list[dict[str, Any]]) -> Logprobs:
         batch = {name: tensor.to(model.device) for name, tensor in collate(rows, pad_id).items()}
@@ -100,10 +100,10 @@ def forward_of(model: Any, pad_id: int) -> Forward:
 
 
 def with_interval(values: np.ndarray, subjects: Sequence[Any], *, seed: int = 0) -> Level:
-    """The mean of ``values`` ``[N]``, and its interval when whole subjects, not rows, are drawn again.
+    """Return the mean of ``values`` ``[N]`` with its 95 % interval from a bootstrap over subjects.
 
-    The rows of a single subject are drawn themselves; their interval is narrower than one over subjects would be.
-    Raises ConfigError for a single row, which has no interval.
+    If all rows have the same subject, rows are resampled instead, and the interval is narrower than one over subjects
+    would be. Raise ConfigError for a single row, which has no interval.
     """
     if len(values) == 1:
         raise ConfigError("one holdout row gives no interval; add rows to holdout, of several subjects")
@@ -116,12 +116,12 @@ def with_interval(values: np.ndarray, subjects: Sequence[Any], *, seed: int = 0)
 
 
 def levels_with_intervals(forward: Forward, rows: Dataset, subjects: Sequence[Any]) -> dict[str, Level]:
-    """All levels of a model on tokenised rows, whose subjects are given in the same order."""
+    """Return all levels of a model on tokenised rows by name. ``subjects`` has the subject of each row."""
     return {name: with_interval(values, subjects) for name, values in measure(forward, rows).items()}
 
 
 def bisected(strength_at: Callable[[float], float], level: float, low: float, high: float, steps: int) -> float:
-    """Return the argument between ``low`` and ``high`` at which a falling function reaches ``level``."""
+    """Return the argument between ``low`` and ``high`` at which a decreasing function has the value ``level``."""
     for _ in range(steps):
         middle = (low + high) / 2
         low, high = (middle, high) if strength_at(middle) > level else (low, middle)

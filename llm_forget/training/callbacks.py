@@ -20,7 +20,7 @@ def peak_memory() -> float:
 
 
 class MetricsFile(TrainerCallback):
-    """Appends every log line to metrics.jsonl; on resume, drops the lines of steps that will be repeated."""
+    """A callback that appends each log line to metrics.jsonl. On resume, it removes lines of steps that will repeat."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -39,7 +39,7 @@ class MetricsFile(TrainerCallback):
 
 
 def _written(value: Any) -> Any:
-    """Replace NaN and infinity by None, because JSON has neither."""
+    """Return None for NaN and infinity, because JSON has neither, and any other value unchanged."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -1,7 +1,7 @@
-"""Mark complete checkpoints, and find the newest one.
+"""Mark complete checkpoints, and find the newest complete one.
 
-transformers also resumes from a checkpoint without its optimizer or random state. Here, a checkpoint is complete only
-if `complete.json`, which is written last, lists every file with its size and digest.
+transformers also resumes from a checkpoint that lacks optimizer or random state. Here, a checkpoint is complete only if
+`complete.json`, which is written last, lists every file with its size and digest.
 """
 
 import shutil
@@ -22,7 +22,7 @@ def mark_complete(checkpoint: Path) -> None:
 
 
 def defect(checkpoint: Path) -> str | None:
-    """Return why a checkpoint cannot be used for resuming, or None if it is complete."""
+    """Return the reason why training cannot resume from a checkpoint, or None if the checkpoint is complete."""
     if not (checkpoint / MARKER).is_file():
         return f"it is incomplete ({MARKER} is missing)"
     try:
@@ -39,7 +39,7 @@ def defect(checkpoint: Path) -> str | None:
 
 
 def keep_newest(folder: Path, count: int | None) -> None:
-    """Delete all checkpoints of a run except the newest ``count``; None, or a number below 1, keeps all."""
+    """Delete all checkpoints of a run except the newest ``count``. With None or a number below 1, keep all."""
     for checkpoint in _newest_first(folder)[count:] if count is not None and count > 0 else []:
         (checkpoint / MARKER).unlink(missing_ok=True)  # first, so that a half-deleted checkpoint does not look complete
         shutil.rmtree(checkpoint)
@@ -51,7 +51,7 @@ def _newest_first(folder: Path) -> list[Path]:
 
 
 def last_complete(folder: Path) -> tuple[Path | None, list[str]]:
-    """Return the newest complete checkpoint of a run, and a warning for each newer one that was skipped."""
+    """Return (newest complete checkpoint of a run or None, one warning for each newer checkpoint that was skipped)."""
     warnings: list[str] = []
     for checkpoint in _newest_first(folder):
         reason = defect(checkpoint)

@@ -1,4 +1,4 @@
-"""Compute the plan of a run without loading weights: token counts of its batches, and an estimate of its memory."""
+"""Compute the plan of a run without loading weights: the token counts of its batches, and an estimate of its memory."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -20,14 +20,17 @@ from llm_forget.models.load import load_config, meta_model
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
 NF4, INT8 = 0.5 + 4 / 64, 1.0  # bytes per weight; nf4 has one float32 scale per 64 weights
 FLOAT32 = 4.0
-BACKWARD = 3  # tensors [tokens, intermediate] that the backward pass of one layer needs in addition to saved ones
+BACKWARD = 3  # number of tensors [tokens, intermediate] that the backward pass of a layer needs besides saved ones
 LOGITS_KEPT = 6  # float32 copies of the logits at targets, if a term compares policy and reference
 GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Estimated peak memory of one device, GiB. Activations and gradients do not coexist, so only the larger counts."""
+    """Estimated peak memory of one device in GiB.
+
+    Activations and gradients do not exist at the same time, so only the larger of the two counts in the total.
+    """
 
     weights: float
     trainable: float  # float32 weights of an adapter, and both AdamW moments of all trained weights
@@ -42,7 +45,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a decoder that determine its memory, in elements."""
+    """The sizes of a decoder that determine its memory. Weights are counted in elements."""
 
     layers: int
     hidden: int
@@ -51,17 +54,17 @@ class Shape:
     key: int  # key-value heads x head size
     vocabulary: int
     linear: int  # weights of linear layers except the head; only these are quantised
-    others: int
+    others: int  # all other weights
     largest: int  # weights of the largest tensor
     adapter: int  # weights of the adapter
     ranks: int  # rank of the adapter, summed over all adapted modules
 
 
 def batch_counts(splits: dict[str, Dataset], batch_size: int) -> dict[str, dict[str, int]]:
-    """Return counts of the largest possible batch of each split: rows, tokens, target tokens, length of longest row.
+    """Return the counts of each split's largest possible batch: ``rows``, ``longest`` row, ``tokens``, ``targets``.
 
-    If all rows of the batch begin with the same prefix, it is computed only once. ``repeated`` is the number of tokens
-    that this saves.
+    A prefix that all rows of the batch share is computed only once. ``repeated`` is the number of tokens that this
+    saves.
     """
     counts = {}
     for name, rows in splits.items():
@@ -95,9 +98,10 @@ def estimate_memory(
 
     Args:
         counts: counts of one micro-batch, from `batch_counts`.
+        checkpointing: whether gradient checkpointing is on.
         keeps_logits: whether a term needs the logits of policy and reference at target positions.
         autocast: whether matrix products are in half precision (``bf16`` or ``fp16``).
-        on_gpu: None detects a GPU with torch.
+        on_gpu: whether training uses a GPU; None asks torch.
     """
     gpu = torch.cuda.is_available() if on_gpu is None else on_gpu
     shape = _shape(model_args)
@@ -131,8 +135,8 @@ def estimate_memory(
 def per_device(memory: Memory, model_args: ModelConfig, config: str, processes: int) -> Memory:
     """Estimate the peak memory of each device under one of the shipped launch configurations.
 
-    ``ddp`` keeps all tensors on every device, and a second copy of the gradients, which it sums over the devices.
-    ``zero2`` shards optimiser state and gradients. ``fsdp2`` and ``zero3`` also shard the weights. Each device then
+    ``ddp`` has all tensors on every device, and a second copy of the gradients for their sum over the devices.
+    ``zero2`` shards optimiser state and gradients. ``fsdp2`` and ``zero3`` also shard the weights, and each device
     gathers the weights of two layers and of the largest tensor at a time.
     """
     if config == "ddp":
@@ -161,7 +165,7 @@ def depth(model_args: ModelConfig) -> int:
 
 
 def _bytes_of_a_layer(shape: Shape, tokens: int, padded: int, width: float, lora: bool, autocast: bool) -> float:
-    """Return the bytes that one layer saves for the backward pass; only attention includes padding tokens."""
+    """Return the bytes that one layer saves for the backward pass. Only attention processes padding tokens."""
     hidden, inner = shape.hidden, shape.intermediate
     product = 2.0 if autocast else width
     norms = 2 * hidden * FLOAT32  # inputs
@@ -188,7 +192,7 @@ def _bytes_of_head(shape: Shape, targets: int, lora: bool, keeps_logits: bool, g
 
 
 def _gradients(shape: Shape, model_args: ModelConfig) -> float:
-    """Return the bytes of all gradients: float32 for an adapter, otherwise the dtype of the weights."""
+    """Return the bytes of all gradients. They are float32 for an adapter, otherwise of the dtype of the weights."""
     if model_args.use_peft:
         return shape.adapter * FLOAT32
     return (shape.linear + shape.others) * _width(model_args)

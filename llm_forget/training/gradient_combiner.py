@@ -1,7 +1,7 @@
 """Sum forget and retain gradients separately over the micro-batches of a step, and combine them by a gradient rule.
 
-This module computes gradients with `torch.autograd.grad` and sums them over processes itself, without DDP. Every
-process needs all parameters, so FSDP and ZeRO are not supported.
+This module computes gradients with `torch.autograd.grad`, and sums them over processes without DDP. Every process
+needs all parameters, so FSDP and ZeRO are not supported.
 """
 
 import math
@@ -23,7 +23,10 @@ Losses = Callable[[Any], dict[str, Tensor]]
 
 
 class GradientCombiner:
-    """Applies gradient rule ``name``; rule ``sam`` computes the forget gradient at perturbed weights."""
+    """The gradients of one step, and the rule that combines them: one of `RULES`, ``module:function`` or ``sam``.
+
+    Rule ``sam`` computes the forget gradient at perturbed weights. Raise ConfigError for an unknown rule or argument.
+    """
 
     def __init__(self, name: str, arguments: dict[str, Any] | None = None) -> None:
         self.name, self.arguments = name, dict(arguments or {})
@@ -76,12 +79,12 @@ class GradientCombiner:
         return _reduced(total or forget, accelerator)
 
     def save(self, folder: Path) -> None:
-        """Write the state of the gradient rule, if it has one."""
+        """Write the state of the gradient rule into a checkpoint folder, if the rule has a state."""
         if self.state is not None:
             save_file({str(index): tensor.contiguous() for index, tensor in enumerate(self.state)}, folder / STATE)
 
     def load(self, folder: Path) -> None:
-        """Read the state that `save` wrote, if any."""
+        """Read the state that `save` wrote, if the folder contains one."""
         if (folder / STATE).is_file():
             tensors = load_file(folder / STATE)
             self.state = [tensors[str(index)] for index in range(len(tensors))]
@@ -101,7 +104,7 @@ def _plus(total: Gradient | None, gradient: Gradient) -> Gradient:
 
 
 def _reduced(gradient: Gradient, accelerator: Any) -> Gradient:
-    """Sum a gradient over processes in one operation, as a flat vector."""
+    """Return the sum of a gradient over all processes, computed in one operation on a flat vector."""
     if accelerator.num_processes == 1:
         return gradient
     flat = accelerator.reduce(torch.cat([g.flatten() for g in gradient]), "sum")

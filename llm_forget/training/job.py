@@ -1,4 +1,4 @@
-"""Train one run, from its configuration to a finished run directory; used by `unlearn` and `finetune`."""
+"""Train one run, from its configuration to a finished run directory. `unlearn` and `finetune` use this module."""
 
 import contextlib
 import copy
@@ -58,7 +58,7 @@ logging.getLogger("transformers.trainer_utils").addFilter(lambda record: "mtime 
 
 @dataclass(frozen=True)
 class Job:
-    """A training job, checked before any weights are loaded."""
+    """A training job: settings, objective, tokenised rows and tokenizer. It is checked before weights are loaded."""
 
     kind: RunKind
     data: DataConfig
@@ -72,12 +72,12 @@ class Job:
     subject_tables: Mapping[str, Dataset | None] = field(default_factory=dict)  # ids and subjects of each split's rows
     teacher: TeacherSpec | None = None
     stop_at_holdout: bool = False
-    weight_step: Mapping[str, Any] | None = None  # arguments of a method that trains nothing, see `weight_space`
+    weight_step: Mapping[str, Any] | None = None  # arguments of a method without training, see `weight_space`
     augmentation: Augmentation | None = None
 
     @cached_property
     def training_splits(self) -> dict[str, Dataset]:
-        """The splits to train on: with the rows that ``augment`` adds after the forget rows."""
+        """Return the splits to train on. Rows that ``augment`` adds follow the forget rows."""
         if self.augmentation is None:
             return self.splits
         forget = concatenate_datasets([self.splits["forget"], self.augmentation.tokens])
@@ -98,9 +98,9 @@ def run_job(
     weight_step: Mapping[str, Any] | None = None,
     augment: Augment | None = None,
 ) -> Run:
-    """Train the run of ``output_dir``, unless it is complete; with ``dry_run``, only print its plan.
+    """Train the run in ``output_dir``, unless it is complete, and return it. With ``dry_run``, only print its plan.
 
-    Files are written only after all checks of the data. Raises ConfigError if the number of processes is not the
+    Files are written only after all checks of the data. Raise ConfigError if the number of processes is not the
     requested one, and RunError if ``output_dir`` contains another run or other files.
     """
     state = PartialState()
@@ -137,8 +137,8 @@ def prepare(
 ) -> tuple[PreTrainedTokenizerBase, dict[str, Dataset], dict[str, Dataset | None]]:
     """Load the tokenizer, and check and tokenise the rows of every split of the objective.
 
-    Returns the tokenizer, the tokenised splits, and the result of `provenance.row_subjects` for each split. Raises
-    DataError, ConfigError or MissingFileError for an invalid source, row or combination of splits; the error names it.
+    Return (tokenizer, tokenised splits, result of `provenance.row_subjects` for each split). Raise DataError,
+    ConfigError or MissingFileError, with its name, for an invalid source, row or combination of splits.
     """
     _weights(data, objective)  # refuses weights without effect
     tokenizer = load_tokenizer(model)
@@ -163,12 +163,12 @@ def _limits(data: DataConfig) -> dict[str, Any]:
 
 
 def template_of(data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Template:
-    """Build the template that turns rows into text."""
+    """Return the template that converts rows to text, from the settings of a recipe."""
     return template_for(tokenizer, **{key: getattr(data, key) for key in TEMPLATE_KEYS})
 
 
 def _train(run: Run, job: Job) -> None:
-    """Load the model, train it or resume its training, save the trained weights, and finish the run."""
+    """Load the model, train it or resume its training, save the trained weights, and mark the run as complete."""
     state = PartialState()
     with run.lock() if state.is_main_process else contextlib.nullcontext():
         _train_locked(run, job, state)
@@ -219,7 +219,7 @@ def _train_locked(run: Run, job: Job, state: PartialState) -> None:
 
 
 def _take_weight_step(run: Run, job: Job, model: Any, base_digest: str) -> None:
-    """Set the adapter by one step in weight space, save it, and finish the run; an interrupted run starts again."""
+    """Set the adapter by one step in weight space, save it, and finish the run. An interrupted run starts again."""
     assert job.weight_step is not None
     facts = _provenance(job, base_digest, 1, model, None)
     _write_provenance(run, job, facts)
@@ -248,10 +248,9 @@ def _finish(
     run: Run, job: Job, folder: Path, seconds: float, *, resumed: bool, tokens: Mapping[str, Any] | None = None,
     **facts: Any,
 ) -> None:  # fmt: skip
-    """Save the tokenizer beside the weights, add facts and cost to provenance.json, and mark the run complete.
+    """Save the tokenizer with the weights, add facts and cost to provenance.json, and mark the run as complete.
 
-    Args:
-        tokens: the part of the cost that counts tokens.
+    ``tokens`` is the part of the cost that counts tokens, from `_token_cost`.
     """
     if not any(folder.glob("*.safetensors")):
         raise ConfigError(f"'{folder}' contains no weights; with FSDP, set fsdp_state_dict_type to FULL_STATE_DICT")
@@ -266,7 +265,7 @@ def _finish(
 
 
 def _token_cost(job: Job, trainer: UnlearnTrainer, lesson: Lesson | None) -> dict[str, Any]:
-    """Return the tokens of a run, its teacher and its auxiliary models, and those of retraining, as far as known."""
+    """Return the tokens of a run, its teacher and auxiliary models, and of retraining. Unknown ones are left out."""
     cost: dict[str, Any] = {} if trainer.tokens is None else {"tokens": trainer.tokens}
     if lesson is not None and job.teacher is not None:
         cost["teacher"] = lesson.cost
@@ -281,7 +280,7 @@ def _token_cost(job: Job, trainer: UnlearnTrainer, lesson: Lesson | None) -> dic
 
 
 def _show_plan(job: Job) -> None:
-    """Print the plan of the job, after checking the rows for evaluation; load no weights and write no files."""
+    """Check the rows for evaluation, and print the plan of the job. Load no weights and write no files."""
     data = job.data
     for name, spec in {"holdout": data.holdout, **(data.splits or {})}.items():
         if spec is not None:
@@ -347,7 +346,7 @@ def _trainer(run: Run, job: Job, model: Any, base_digest: str, lesson: Lesson | 
 
 
 def _calibrated_parts(job: Job) -> list[str]:
-    """Return what the levels of holdout rows decide in a job that was not calibrated yet."""
+    """Return the names of the values that levels of holdout rows will decide in a job, for provenance.json."""
     parts = ["the step that is kept"] if job.stop_at_holdout else []
     if job.data.holdout is not None:
         parts += [f"{term.calibrated} of {term.key}" for term in job.objective.uncalibrated()]
@@ -357,7 +356,7 @@ def _calibrated_parts(job: Job) -> list[str]:
 
 
 def _calibrated(job: Job, model: Any) -> Objective:
-    """Return the objective of a job with the level of the untouched target on holdout rows, if a term needs it."""
+    """Return the objective of a job. Uncalibrated terms get the level of the target on holdout rows, if any."""
     terms = job.objective.uncalibrated()
     if not terms or job.data.holdout is None:
         return job.objective
@@ -370,7 +369,7 @@ def _calibrated(job: Job, model: Any) -> Objective:
 
 
 def holdout_rows(data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, list[Any]]:
-    """Return a sample of the tokenised holdout rows, and the subject of each (its id if it has none)."""
+    """Return (sample of the tokenised holdout rows, subject of each row). Without a subject, it is the row's id."""
     with PartialState().main_process_first():
         rows = load_source(data.holdout, split_name="holdout", data_path=data.data_path, fields=data.fields)
         holdout = sample(tokenise_dataset(rows, tokenizer, template_of(data, tokenizer), **_limits(data)))
@@ -380,7 +379,7 @@ def holdout_rows(data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[
 
 
 def _weights(data: DataConfig, objective: Objective) -> dict[str, list[float]]:
-    """Return the sampling weights of the sources of each streamed split; the first split must not have weights."""
+    """Return the sampling weights of the sources of each streamed split. Raise ConfigError if the first has weights."""
     primary, *streamed = objective.splits()
     if mixture_weights(getattr(data, primary), primary) is not None:
         raise ConfigError(f"{primary}: weights have no effect here, since an epoch passes over every row; remove them")
@@ -389,7 +388,10 @@ def _weights(data: DataConfig, objective: Objective) -> dict[str, list[float]]:
 
 
 def _refuse_changed_inputs(run: Run, facts: dict[str, Any]) -> None:
-    """Refuse to resume if base, tokenizer, rows or teacher have changed: provenance.json describes only one version."""
+    """Raise ConfigError if base, tokenizer, rows or teacher of an interrupted run have changed.
+
+    Otherwise the run would mix versions, and provenance.json describes only one.
+    """
     if not run.provenance_file.is_file() or not any(run.checkpoints.glob("checkpoint-*")):
         return
     before = run.provenance

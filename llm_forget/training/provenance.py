@@ -1,4 +1,4 @@
-"""Describe the rows of a run for provenance.json: their number, digest, ids and subjects, never their text.
+"""Describe the rows of a run for provenance.json: their number, digest, ids and subjects, but never their text.
 
 A subject is the person that a row is about. The file is private to the run and is never published, because ids and
 subjects are often names. If a split has more than `LISTED` rows, its ids are in a file in the folder `ROW_IDS`.
@@ -26,7 +26,7 @@ SUBJECT = "subject"  # the column with the person a row is about; deletion reque
 
 
 def row_subjects(rows: Dataset) -> Dataset | None:
-    """Return the ids and subjects of loaded rows; None if no row has a subject that is a string."""
+    """Return a table of the ids and subjects of loaded rows, or None if no row has a subject that is a string."""
     if SUBJECT not in rows.column_names:
         return None
     column = arrow_column(rows, SUBJECT)
@@ -38,8 +38,8 @@ def row_subjects(rows: Dataset) -> Dataset | None:
 def describe(name: str, rows: Dataset, subject_table: Dataset | None = None) -> dict[str, Any]:
     """Describe the tokenised rows of a split. ``subject_table`` is the result of `row_subjects` for the original rows.
 
-    Returns ``rows`` (their number), ``digest``, and either ``ids`` and ``subjects`` (None for a row without one), or
-    ``ids_file`` and ``subjects_file``, which `write_lists` writes.
+    Return ``rows`` (their number), ``digest``, and either ``ids`` and ``subjects`` (None for a row without a subject),
+    or ``ids_file`` and ``subjects_file``, which `write_lists` writes.
     """
     ids, facts = unique_ids(rows), {"rows": len(rows), "digest": tokens_digest(rows)}
     subjects = _subjects(ids, subject_table)
@@ -69,7 +69,7 @@ def write_lists(
 
 
 def _subjects(ids: pyarrow.Array, subject_table: Dataset | None) -> pyarrow.Array | None:
-    """Return the subject of each id, null for an id without one; return None if there is no table."""
+    """Return the subject of each id, null for an id without a subject; return None if there is no table."""
     import pyarrow
     import pyarrow.compute as pc
 
@@ -81,5 +81,5 @@ def _subjects(ids: pyarrow.Array, subject_table: Dataset | None) -> pyarrow.Arra
 
 
 def _subject_lines(subjects: Any) -> bytes:
-    """Encode each subject as a line of JSON, because it may contain line breaks."""
+    """Return the subjects as lines of JSON, because a subject may contain line breaks."""
     return b"".join(json.dumps(subject.as_py()).encode() + b"\n" for subject in subjects)

@@ -1,7 +1,7 @@
-"""Compute reference log-probabilities once per row before training, cache them on disk, and look them up in each step.
+"""Compute reference log-probabilities once per row before training, cache them on disk, and read them in each step.
 
-The reference is the policy with the trained adapter off, so there is no second model. The cache file is named after a
-digest of model, precision and tokens. It contains no text.
+The reference is the policy with the trained adapter switched off, so there is no second model. The name of the cache
+file is a digest of model, precision and tokens. The file contains no text.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ Forward = Callable[[list[dict[str, Any]]], Logprobs]
 class ReferenceLogprobs:
     """Log-probabilities (nats) of the target tokens of one split under the reference.
 
-    ``indices`` ``[N]`` are row numbers, ascending. Row ``indices[i]`` has ``values[offsets[i]:offsets[i + 1]]``.
+    ``indices`` ``[N]`` are row numbers in ascending order. Row ``indices[i]`` has the log-probs
+    ``values[offsets[i]:offsets[i + 1]]``.
     """
 
     def __init__(self, indices: np.ndarray, offsets: np.ndarray, values: np.ndarray) -> None:
@@ -76,14 +77,14 @@ class ReferenceLogprobs:
 
 
 class Reference(TrainerCallback):
-    """Provides cached reference log-probs; runs the reference in each step if a term needs logits or hidden states."""
+    """The reference of a trainer: cached log-probs, and a pass in each step if terms need logits or hidden states."""
 
     def __init__(self, trainer: UnlearnTrainer) -> None:
         self.trainer = trainer
         self.logprobs: dict[str, ReferenceLogprobs] = {}
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        """Compute or load the log-probs that the terms need, after the model is wrapped and before the first step."""
+        """Compute or load the log-probs that terms need. The model is already wrapped, and no step was made yet."""
         trainer = self.trainer
         trainer.find_shortcuts()
         rows = {source: self._rows_of(source) for source in trainer.objective.reference_sources()}
@@ -100,7 +101,7 @@ class Reference(TrainerCallback):
             trainer._statistics = StepStatistics()  # do not count the time of the reference pass
 
     def _rows_of(self, split: str) -> np.ndarray:
-        """Return the rows that training uses: all rows of the primary split, or the rows that a stream reaches."""
+        """Return the numbers of the rows that training uses: all of the primary split, else those of the stream."""
         trainer = self.trainer
         if split in (next(iter(trainer.splits)), "alternate"):
             return np.arange(len(trainer.splits[split]))
@@ -154,7 +155,7 @@ class Reference(TrainerCallback):
 
 
 def cache_file(model_digest: str, dataset: Dataset, rows: np.ndarray) -> Path:
-    """Return the path of the cache file for these tokens under this reference model."""
+    """Return the path of the cache file for the tokens of these rows and this reference model."""
     tokens = tokens_digest(dataset, rows)
     numbers = "sha256:" + hashlib.sha256(rows.astype(np.int64).tobytes()).hexdigest()
     key = json_digest({"model": model_digest, "rows": numbers, "tokens": tokens, "version": 2})
@@ -164,7 +165,7 @@ def cache_file(model_digest: str, dataset: Dataset, rows: np.ndarray) -> Path:
 def compute(
     dataset: Dataset, rows: np.ndarray, forward: Forward, *, batch_size: int, accelerator: Accelerator, name: str
 ) -> ReferenceLogprobs:
-    """Run the reference once over ``rows`` (ascending). Processes share the work, and all return the whole result."""
+    """Run the reference once on ``rows`` (ascending). Processes share the work, and all return the whole result."""
     by_length = rows[np.argsort(row_lengths(dataset)[rows], kind="stable")[::-1]]
     indices: list[np.ndarray] = [rows[:0]]  # in the order of this process's batches
     row_values: list[np.ndarray] = []
@@ -186,7 +187,7 @@ def compute(
 
 
 def _sorted_by_row(indices: np.ndarray, lengths: np.ndarray, values: np.ndarray) -> ReferenceLogprobs:
-    """Sort rows, and their concatenated values, into the order of the data set."""
+    """Return the log-probs with rows, and their concatenated values, sorted into the order of the data set."""
     starts = np.cumsum(lengths) - lengths
     order = np.argsort(indices, kind="stable")
     offsets = np.concatenate([[0], np.cumsum(lengths[order])]).astype(np.int64)

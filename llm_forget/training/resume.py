@@ -1,6 +1,6 @@
 """Resume training bit-exactly from complete checkpoints.
 
-This module avoids three faults of transformers' own Trainer. That Trainer also resumes from incomplete checkpoints. It
+This module avoids three faults of transformers' Trainer. That Trainer also resumes from incomplete checkpoints. It
 deletes the previous checkpoint before the newest is complete. If it resumes a finished run that ended in the middle of
 an epoch, it makes an extra step.
 """
@@ -22,19 +22,22 @@ logger = logging.getLogger("llm_forget")
 class ResumableTrainer(Trainer):
     """A Trainer that resumes only from complete checkpoints. Subclasses add their own state."""
 
-    stopped = False  # training was stopped early on purpose
-    resumed_from: Path | None = None
+    stopped = False  # True: training was stopped early on purpose
+    resumed_from: Path | None = None  # the checkpoint
 
     def save_step_state(self, folder: Path) -> None:
-        """Write the subclass's state into a checkpoint; called on all processes."""
+        """Write the state of the subclass into a checkpoint. All processes call this."""
         raise NotImplementedError
 
     def load_step_state(self, folder: Path) -> None:
-        """Read the state that `save_step_state` wrote; called on all processes."""
+        """Read the state that `save_step_state` wrote. All processes call this."""
         raise NotImplementedError
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *rest: Any, **keywords: Any) -> Any:
-        """Train as transformers does, but resume only from complete checkpoints; True selects the newest one."""
+        """Train as transformers does, but resume only from complete checkpoints. True selects the newest one, if any.
+
+        Raise RunError if a named checkpoint is not complete.
+        """
         checkpoint, self.stopped = None, False
         if resume_from_checkpoint is True:
             checkpoint, warnings = checkpoints.last_complete(Path(str(self.args.output_dir)))
@@ -59,7 +62,7 @@ class ResumableTrainer(Trainer):
         super()._run_epoch(*positional, **keywords)  # type: ignore[no-untyped-call]  # transformers has no types
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save as transformers does, then wait for all processes, because each writes state into the folder."""
+        """Save as transformers does, then wait for all processes, because each process writes state into the folder."""
         super().save_model(output_dir, _internal_call)
         self.accelerator.wait_for_everyone()
 
@@ -77,4 +80,4 @@ class ResumableTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             checkpoints.mark_complete(folder)
-            checkpoints.keep_newest(folder.parent, limit)  # only now: the previous one is needed until then
+            checkpoints.keep_newest(folder.parent, limit)  # only now: until here, an earlier one is the newest complete

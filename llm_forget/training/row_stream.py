@@ -1,7 +1,7 @@
-"""Choose the rows of each step by seeded permutations; the number of processes does not change the rows.
+"""Choose the rows of each step by seeded permutations. The choice does not depend on the number of processes.
 
-A slot holds one row of every split. Slot j of epoch e holds row j of the epoch's order of the primary split (n rows),
-and the row at position ``e * n + j`` of the endless stream of every other split.
+A slot names one row of every split. Slot j of epoch e names row j of the primary split (n rows) in the order of this
+epoch, and of every other split the row at position ``e * n + j`` of its endless stream.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from torch.utils.data import Sampler
 
 from llm_forget.core.errors import ConfigError
 
-PADDING = -1  # a slot without rows
+PADDING = -1  # row index in a slot without rows
 _BLOCK = 4096
 _ORDER, _CHOICE, _PRIMARY = 0, 1, 2
 
 
 class Stream(Protocol):
-    """An endless sequence of row indices with random access."""
+    """An endless sequence of row indices. ``take`` returns those at positions ``start`` to ``start + count``."""
 
     def take(self, start: int, count: int) -> np.ndarray: ...
 
 
 class RetainStream:
-    """Endless stream of row indices. Each pass over a source contains each of its rows once, in random order.
+    """An endless stream of row indices. Each pass over a source contains each of its rows once, in random order.
 
-    ``sizes`` has the number of rows of each source; indices count through all sources. ``weights`` has the share of
-    each source; None samples all rows equally. Raises ConfigError for an empty source, or for weights that are not one
-    positive number per source.
+    ``sizes`` has the number of rows of each source. Indices continue from one source to the next. ``weights`` has the
+    share of each source; None samples all rows equally. Raise ConfigError for an empty source, or for weights that are
+    not one positive number per source.
     """
 
     def __init__(self, sizes: Sequence[int], weights: Sequence[float] | None = None, seed: int = 0) -> None:
@@ -46,7 +46,7 @@ class RetainStream:
 
     @classmethod
     def over(cls, source_index: Sequence[int], weights: Sequence[float] | None = None, seed: int = 0) -> RetainStream:
-        """Build a stream over tokenised rows that are sorted by their column ``source_index``."""
+        """Build a stream over tokenised rows from their column ``source_index``, which must be ascending."""
         # Slicing reads the column at once; NumPy would read it row by row.
         sizes = np.bincount(np.asarray(source_index[:]), minlength=len(weights or ())).tolist()
         return cls(sizes if weights is not None else [sum(sizes)], weights, seed)
@@ -62,7 +62,7 @@ class RetainStream:
         return out
 
     def _sources(self, stop: int) -> np.ndarray:
-        """Return the source of each position below ``stop``."""
+        """Return the source of each position below ``stop``, ``[stop]``."""
         if len(self._sizes) == 1:
             return np.zeros(stop, dtype=np.int64)
         blocks = [_random(self._seed, _CHOICE, b).random_sample(_BLOCK) for b in range(-(-stop // _BLOCK))]
@@ -77,15 +77,15 @@ class RetainStream:
 
 
 class StepSampler(Sampler[dict[str, int]]):
-    """A sampler of the slots of one epoch, ``{split: row index}``; a padding slot has -1 for every split.
+    """A sampler that yields the slots of one epoch, ``{split: row index}``. A padding slot has -1 for every split.
 
     An epoch is one pass over the first (primary) split. It is padded to a multiple of ``batch_size * world_size``
     slots, so that no row is repeated or dropped. `RankBatches` distributes the slots to processes.
 
     Args:
         splits: number of rows of each split, or a `Stream` over them.
-        paired: splits with the same row indices as the primary split, such as the preferred answers to forget rows.
-        batch_size: slots per process in a micro-batch.
+        paired: splits with the same row indices as the primary split, such as preferred answers to the forget rows.
+        batch_size: number of slots of each process in a micro-batch.
 
     Raises:
         ConfigError: a size below 1, or a paired split whose size differs from the primary split's.
@@ -127,14 +127,14 @@ class StepSampler(Sampler[dict[str, int]]):
             yield from batch
 
     def batches(self, size: int, rank: int, world_size: int) -> Iterator[list[dict[str, int]]]:
-        """Yield the slots of one process in the current epoch, ``size`` at a time."""
+        """Yield the slots of process ``rank`` in the current epoch, in lists of ``size``."""
         slots = self.slots(self._epoch)
         for start in range(rank * size, len(self), world_size * size):
             columns = [indices[start : start + size].tolist() for indices in slots.values()]
             yield [dict(zip(slots, rows, strict=True)) for rows in zip(*columns, strict=True)]
 
     def slots(self, epoch: int) -> dict[str, np.ndarray]:
-        """Return the row indices of all slots of an epoch, by split, each ``[len(self)]``."""
+        """Return the row indices of all slots of an epoch by split, each ``[len(self)]``."""
         order = _random(self._seed, _PRIMARY, epoch).permutation(self._n)
         columns = dict.fromkeys((self._primary, *self._paired), order)
         columns |= {name: stream.take(epoch * self._n, self._n) for name, stream in self._streams.items()}
@@ -143,7 +143,7 @@ class StepSampler(Sampler[dict[str, int]]):
 
 
 class RankBatches(Sampler[list[dict[str, int]]]):
-    """The batches of one process. ``sampler`` must have the same ``batch_size * world_size``."""
+    """A sampler of the batches of one process. ``sampler`` must have the same ``batch_size * world_size``."""
 
     def __init__(self, sampler: StepSampler, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
         if not 0 <= rank < world_size or len(sampler) % (batch_size * world_size):

@@ -1,4 +1,4 @@
-"""Sum values between two log lines, and reduce the sums over processes when a line is written."""
+"""Sum values over the steps between two log lines, and over processes when a line is written."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor
 class StepStatistics:
     """Sums over the steps since the last log line.
 
-    Keys: ``sum/<split>`` and ``count/<split>`` (sum and number of token log-probs), ``<split>/<term>`` (loss of a term)
-    and ``dual/<split>/<term>`` (dual variable of a term that is a constraint).
+    Keys are ``sum/<split>`` and ``count/<split>`` (sum and number of token log-probs), ``<split>/<term>`` (loss of a
+    term) and ``dual/<split>/<term>`` (weight of a term that is a constraint).
     """
 
     def __init__(self, step: int = 0) -> None:
@@ -28,7 +28,7 @@ class StepStatistics:
         self.sums[key] = self.sums[key] + value if key in self.sums else value.clone().to(precise)
 
     def means(self, accelerator: Any, step: int) -> dict[str, float]:
-        """Return the logged means over all processes and over the steps since the last log line."""
+        """Return the values of a log line: means over all processes and over the steps since the last line."""
         total = self._total(accelerator)
         steps = max(1, step - self.step)
         logs = {}
@@ -47,15 +47,15 @@ class StepStatistics:
         return logs
 
     def state(self, accelerator: Any) -> dict[str, Any]:
-        """Return the state for `restored`, with sums over all processes. All processes must call this method."""
+        """Return the state for `restored`, with sums over all processes. All processes must call this."""
         seconds = time.perf_counter() - self.began
         return {"step": self.step, "tokens": self.tokens, "seconds": seconds, "sums": self._total(accelerator)}
 
     @classmethod
     def restored(cls, state: dict[str, Any], *, whole: bool) -> StepStatistics:
-        """Restore from `state`. All processes must call it, and exactly one of them with ``whole=True``.
+        """Return statistics from a saved `state`. All processes must call this, and exactly one with ``whole=True``.
 
-        The saved sums are totals over all processes. The process with ``whole=True`` gets them, the others get zeros.
+        Saved sums are totals over all processes. The process with ``whole=True`` gets them, and the others get zeros.
         """
         statistics = cls(state["step"])
         statistics.tokens = state["tokens"]

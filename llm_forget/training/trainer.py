@@ -41,22 +41,22 @@ STATE = "objective_state.json"
 
 
 class UnlearnTrainer(ResumableTrainer):
-    """Train ``model`` to minimise ``objective``.
+    """A trainer that minimises ``objective``.
 
     Args:
-        model: a causal LM, with or without a LoRA adapter. With one, the reference is the model with the adapter off.
+        model: a causal LM, with or without a LoRA adapter. The reference is the model with its adapter switched off.
         splits: tokenised rows (``id``, ``input_ids``, ``labels``) by split. The objective's first split is read once
             per epoch, the others are streamed, and ``alternate`` has one row for each row of ``forget``.
         objective: from `llm_forget.objectives.methods.build_objective`.
         processing_class: the tokenizer, used for its padding token.
         gradient: rule that combines forget and retain gradients; None adds the losses.
         max_retain_drop: stop when the log-prob of retain rows is this far below the reference's, nats per token.
-        teacher: its distributions for the rows of ``forget``, if a term needs them.
+        teacher: the teacher's distributions for the rows of ``forget``, if a term needs them.
         stop: keeps the weights of the step whose levels are nearest to those of holdout rows.
-        weights: shares of the sources (column ``source_index``) of streamed splits.
-        model_digest: `models.digest.source_digest` of the base, for the adapter's manifest and the name of the cache of
-            reference log-probs. If None, nothing is cached on disk.
-        base_name: the base model's name in the adapter's configuration.
+        weights: shares of the sources (column ``source_index``) of each streamed split.
+        model_digest: `models.digest.source_digest` of the base, for the adapter's manifest and for the file name of
+            cached reference log-probs. If None, nothing is cached on disk.
+        base_name: name of the base model in the adapter's configuration.
     """
 
     model: PreTrainedModel  # or a PeftModel, which has its attributes
@@ -93,8 +93,8 @@ class UnlearnTrainer(ResumableTrainer):
         self.shortcuts = Shortcuts()  # no fast paths until training begins
         self._step_values: dict[str, Tensor] = {}
         self._statistics = StepStatistics()
-        self.tokens: int | None = 0  # of all steps; None: a checkpoint of an earlier version did not count them
-        self._last_save = False  # the current save is not a checkpoint
+        self.tokens: int | None = 0  # number in all steps; None: a checkpoint of an earlier version did not count
+        self._last_save = False  # True: the current save is not a checkpoint
         if processing_class.pad_token_id is None:
             raise ConfigError("the tokenizer has no pad token; set tokenizer.pad_token, e.g. to tokenizer.eos_token")
         self.pad_id = processing_class.pad_token_id
@@ -128,7 +128,7 @@ class UnlearnTrainer(ResumableTrainer):
             raise ConfigError("the objective needs the reference in every step, which full fine-tuning lacks; use LoRA")
 
     def _check_early_stopping(self, args: TrainConfig) -> None:
-        """Raise ConfigError if ``max_retain_drop`` is set, but there are no retain rows or no log lines."""
+        """Raise ConfigError if ``max_retain_drop`` is set, but retain rows or log lines are missing."""
         if self.max_retain_drop is not None and "retain" not in self.splits:
             raise ConfigError("max_retain_drop needs retain rows, but no term of this objective uses them; remove it")
         if self.max_retain_drop is not None and args.logging_strategy == "no":
@@ -137,7 +137,7 @@ class UnlearnTrainer(ResumableTrainer):
     # ---- data ----
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Return this process's batches. The sampler distributes them, because accelerate would repeat rows."""
+        """Return a loader of this process's batches. The sampler divides rows, because accelerate would repeat some."""
         batch_size, world_size = self._train_batch_size, self.args.world_size
         seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
         sizes: dict[str, int | RetainStream] = {name: len(rows) for name, rows in self.splits.items()}
@@ -156,7 +156,7 @@ class UnlearnTrainer(ResumableTrainer):
         return {split: collate([slot[split] for slot in slots], self.pad_id) for split in slots[0]}
 
     def get_batch_samples(self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device) -> Any:
-        """Return the micro-batches of one optimiser step, and its sequence and target counts over all processes."""
+        """Return (micro-batches of one optimiser step, its counts of sequences and targets over all processes)."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         local = torch.zeros(len(self.splits), 3)  # exact up to 16 million; Apple's GPUs have no float64
         for batch in batches:
@@ -175,14 +175,14 @@ class UnlearnTrainer(ResumableTrainer):
     def compute_loss(
         self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Return this micro-batch's share of the step's loss; shares add up over micro-batches and processes."""
+        """Return this micro-batch's share of the step's loss. The sum of all shares is the loss of the step."""
         sides = self.side_losses(model, inputs, num_items_in_batch or _counts(inputs))
-        # DDP, FSDP and DeepSpeed average gradients over processes; shares have to be summed.
+        # DDP, FSDP and DeepSpeed average gradients over processes, but shares must be summed.
         loss = torch.stack(list(sides.values())).sum() * self.args.world_size
         return (loss, {}) if return_outputs else loss
 
     def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> Tensor:
-        """Step as transformers does; with a gradient rule, compute forget and retain gradients and combine them."""
+        """Run one micro-batch forward and backward. With a gradient rule, combine forget and retain gradients."""
         if self.gradient is None:
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
@@ -200,7 +200,10 @@ class UnlearnTrainer(ResumableTrainer):
         return total * self.args.world_size
 
     def side_losses(self, model: nn.Module, batch: Batch, counts: Counts) -> dict[str, Tensor]:
-        """Return the weighted loss of the forget terms (key ``forget``) and of other terms (key ``retain``)."""
+        """Return the weighted loss of all forget terms (key ``forget``) and of all other terms (key ``retain``).
+
+        Raise NonFiniteLossError, with the ids of the rows, if a loss is not finite.
+        """
         logits = [split for split in batch if self.objective.needs("logits", split)]
         policy = self.forward(model, batch, logits=logits, layer=self.layer)
         teacher = (
@@ -231,7 +234,7 @@ class UnlearnTrainer(ResumableTrainer):
     def forward(
         self, model: nn.Module, batch: Batch, *, logits: Collection[str] = (), layer: nn.Module | None = None
     ) -> dict[str, Logprobs]:
-        """Run one pass over all splits of a batch; logits are returned only for the splits in ``logits``."""
+        """Run one pass over all splits of a batch. The result has logits only for the splits in ``logits``."""
         merged = concatenate(batch, self.pad_id)
         head = self.accelerator.unwrap_model(model).get_output_embeddings()
         sizes = {split: len(part["labels"]) for split, part in batch.items()}
@@ -240,7 +243,7 @@ class UnlearnTrainer(ResumableTrainer):
         return forward_parts(model, merged, sizes, head=head, logits=logits, hidden=layer, **vars(self.shortcuts))
 
     def find_shortcuts(self) -> None:
-        """Find the fast paths that the model allows; call it after the model is wrapped."""
+        """Find the fast paths that the model supports. The model must already be wrapped (DDP, FSDP, DeepSpeed)."""
         bare = self.accelerator.unwrap_model(self.model)
         with self.compute_loss_context_manager():
             self.shortcuts = find_shortcuts(self.model_wrapped, bare)
@@ -261,7 +264,7 @@ class UnlearnTrainer(ResumableTrainer):
 
     @contextmanager
     def _unrecorded(self) -> Iterator[None]:
-        """Discard statistics recorded in the block, because rules such as `sam` run the same batches in it again."""
+        """Discard statistics of a ``with`` block, in which rules such as `sam` run the same batches again."""
         values, sums = dict(self._step_values), dict(self._statistics.sums)
         yield
         self._step_values, self._statistics.sums = values, sums
@@ -275,7 +278,10 @@ class UnlearnTrainer(ResumableTrainer):
             self._statistics.add("sum/reference_retain", reference.values.sum())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add each term's mean, the mean log-prob of each split (nats per token) and tokens per second to the logs."""
+        """Log also the mean of each term, the mean log-prob of each split (nats per token) and tokens per second.
+
+        Stop training if the log-prob of retain rows dropped by more than ``max_retain_drop``.
+        """
         if "loss" in logs:
             logs |= self._statistics.means(self.accelerator, self.state.global_step)
             self._statistics = StepStatistics(self.state.global_step)
@@ -292,18 +298,18 @@ class UnlearnTrainer(ResumableTrainer):
     # ---- checkpoints ----
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save as transformers does; except in checkpoints, also record the adapter's effect on the logits."""
+        """Save as transformers does. Except in checkpoints, also record the adapter's effect on the logits."""
         self._last_save = not _internal_call
         super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Save weights only, as safetensors: the adapter alone, or the full model."""
+        """Save the weights as safetensors and nothing else: the adapter, or the full model if it has no adapter."""
         if not self.args.should_save:
             return
         folder = Path(output_dir or str(self.args.output_dir))
         bare = self.accelerator.unwrap_model(self.model)
         if isinstance(bare, PeftModel):
-            # Not measured in checkpoints, to save time, nor if state_dict is set, because weights are then sharded.
+            # Not measured in checkpoints (to save time), or if state_dict is set (weights are then sharded).
             effect = effect_of(bare) if self._last_save and state_dict is None else None
             base: dict[str, Any] = {"base_digest": self.model_digest, "base_name": self.base_name}
             save_adapter(bare, folder, **base, state_dict=state_dict, effect=effect)
@@ -311,7 +317,7 @@ class UnlearnTrainer(ResumableTrainer):
             bare.save_pretrained(folder, state_dict=state_dict)
 
     def save_step_state(self, folder: Path) -> None:
-        """Write duals, statistics and gradient state into a checkpoint. All processes must call it."""
+        """Write dual weights, statistics, stop and gradient state into a checkpoint. All processes must call this."""
         statistics = self._statistics.state(self.accelerator)
         if self.args.should_save:
             state = {"duals": self.duals, "stopped": self.stopped, "window": statistics, "tokens": self.tokens}
@@ -323,7 +329,7 @@ class UnlearnTrainer(ResumableTrainer):
                 self.gradient.save(folder)
 
     def load_step_state(self, folder: Path) -> None:
-        """Read what `save_step_state` wrote."""
+        """Read the state that `save_step_state` wrote."""
         state = formats.read_content(folder / STATE, ObjectiveState)
         self.duals, self.stopped, self.tokens = state["duals"], state["stopped"], state.get("tokens")
         self._statistics = StepStatistics.restored(state["window"], whole=self.is_world_process_zero())
@@ -340,7 +346,7 @@ class UnlearnTrainer(ResumableTrainer):
 
 
 class _Duals(TrainerCallback):
-    """Updates the dual variables of constraints after each optimiser step, from the mean over all processes."""
+    """A callback that updates the dual weights after each optimiser step, from means over all processes."""
 
     def __init__(self, trainer: UnlearnTrainer) -> None:
         self.trainer = trainer
@@ -356,7 +362,7 @@ class _Duals(TrainerCallback):
 
 
 def _order(objective: Objective, splits: dict[str, Dataset]) -> list[str]:
-    """Return the splits in the order of a batch; the first is the primary split."""
+    """Return the splits in the order of a batch, the primary split first. Raise ConfigError if one is missing."""
     names = [*objective.splits(), *(["alternate"] if objective.needs_alternate() else [])]
     missing = [split for split in names if split not in splits]
     if missing:
@@ -365,6 +371,6 @@ def _order(objective: Objective, splits: dict[str, Dataset]) -> list[str]:
 
 
 def _counts(batch: Batch) -> Counts:
-    """Count sequences and targets of a single batch, for calls outside of training."""
+    """Return the counts of sequences and targets in a single batch, for calls outside of training."""
     masks = {split: target_mask(part["labels"]) for split, part in batch.items()}
     return {split: torch.stack([mask.any(-1).sum(), mask.sum()]).float() for split, mask in masks.items()}

@@ -1,4 +1,4 @@
-"""Keep the weights of the step at which forget rows stand where holdout rows stood before: no higher, and no lower."""
+"""Keep the weights of the step whose levels on forget rows are nearest to the target's levels on holdout rows."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from llm_forget.training.calibration import STOPPING, Level, levels_with_interva
 if TYPE_CHECKING:
     from llm_forget.training.trainer import UnlearnTrainer
 
-MEASUREMENTS = 10  # per run, about; a run of fewer steps is measured after each
-RETAIN_ROWS = 64  # retain rows whose loss of log-prob is the drift
+MEASUREMENTS = 10  # approximate number in a run; a run with fewer steps is measured after each step
+RETAIN_ROWS = 64  # number of retain rows for the retain drift
 DRIFT_STEP = 0.01  # nats per token; smaller differences in drift are noise
 WEIGHTS = "kept_weights.safetensors"
 
 
 class TwoSidedStop(TrainerCallback):
-    """Measure the levels of the forget rows about `MEASUREMENTS` times, and put back the best weights at the end.
+    """A callback that measures the levels of the forget rows about `MEASUREMENTS` times, and restores the best weights.
 
-    Of the steps whose levels are all inside the intervals of the holdout rows, the best one has the least retain drift
-    (log-prob that retain rows lost since the start, nats per token), then the levels nearest to the holdout's. If no
-    step is inside, the best step is the nearest.
+    The best step has levels inside the intervals of the holdout rows or, if no step has, the least distance to them. Of
+    several such steps, it has the least retain drift (log-prob that retain rows lost since the start, nats per token),
+    then the levels nearest to the means of the holdout rows.
 
     Args:
-        rows: tokenised forget rows, without those that a teacher added.
-        holdout: tokenised holdout rows; the untouched model is measured on them before the first step.
-        subjects: subject of each holdout row; the intervals are bootstrapped over subjects.
+        rows: tokenised forget rows, without rows that a teacher added.
+        holdout: tokenised holdout rows, on which the model is measured before the first step.
+        subjects: subject of each holdout row. Intervals are bootstrapped over subjects.
         retain: tokenised retain rows, if there are any.
     """
 
@@ -46,14 +46,14 @@ class TwoSidedStop(TrainerCallback):
         self._retain = None if retain is None else sample(retain, RETAIN_ROWS)
         self._retain_before = math.nan
         self.trainer: UnlearnTrainer  # set by the trainer before training
-        self.levels: dict[str, Level] = {}  # of the untouched model on the holdout rows
+        self.levels: dict[str, Level] = {}  # levels of the model on the holdout rows before the first step
         self.best: tuple[float, ...] = ()  # distance to the intervals, retain drift, distance to the holdout's means
         self.best_step = 0
         self.best_levels: dict[str, float] = {}
         self._weights: dict[str, Tensor] = {}
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        """Measure the untouched model; a resumed run has read these numbers from its checkpoint."""
+        """Measure the model before its first step. A resumed run reads these numbers from its checkpoint instead."""
         if not self.levels:
             self.levels = levels_with_intervals(self._forward, self._holdout, self._subjects)
             if self._retain is not None:
@@ -68,7 +68,7 @@ class TwoSidedStop(TrainerCallback):
         drift = 0.0 if self._retain is None else self._retain_before - self._retain_logprob()
         line_is_due = control.should_log
         self.trainer.log({f"levels/{name}": value for name, value in values.items()} | {"levels/retain_drift": drift})
-        control.should_log = line_is_due  # transformers takes any line for the one that is due
+        control.should_log = line_is_due  # `log` resets the flag, so that a due line would be omitted
         outside = sum(self.levels[name].distance(values[name]) for name in STOPPING)
         off_centre = sum(self.levels[name].off_centre(values[name]) for name in STOPPING)
         rank = (round(outside, 3), max(0, round(drift / DRIFT_STEP)), off_centre)
@@ -77,20 +77,20 @@ class TwoSidedStop(TrainerCallback):
             self._weights = {name: weight.detach().to("cpu", copy=True) for name, weight in self._trainable().items()}
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
-        """Put back the best weights."""
+        """Copy the best weights into the model."""
         with torch.no_grad():
             for name, parameter in self._trainable().items():
                 if name in self._weights:
                     parameter.copy_(self._weights[name])
 
     def summary(self) -> dict[str, Any]:
-        """Return the part ``calibration`` of provenance.json."""
+        """Return the value of the key ``calibration`` in provenance.json."""
         levels = {name: asdict(level) for name, level in self.levels.items()}
         inside = bool(self.best) and self.best[0] == 0
         return {"holdout": levels, "forget": self.best_levels, "kept_step": self.best_step, "inside": inside}
 
     def statement(self) -> str:
-        """Say which step is kept, and whether its levels are inside the intervals."""
+        """Return a log line: which step is kept, and whether its levels are inside the intervals."""
         if not self.best:
             return "training stopped before the forget rows were measured; the weights of its last step are kept"
         pairs = (
@@ -107,7 +107,7 @@ class TwoSidedStop(TrainerCallback):
             save_file(self._weights, folder / WEIGHTS)
 
     def state(self) -> dict[str, Any]:
-        """Return the numbers that belong to the kept weights."""
+        """Return the numbers for a checkpoint: levels of holdout rows, and number, rank and levels of the best step."""
         return {
             "levels": {name: asdict(level) for name, level in self.levels.items()},
             "retain_before": None if math.isnan(self._retain_before) else self._retain_before,
@@ -115,7 +115,7 @@ class TwoSidedStop(TrainerCallback):
         }  # fmt: skip
 
     def load(self, folder: Path, state: Mapping[str, Any]) -> None:
-        """Read what `save` wrote and `state` returned."""
+        """Restore from a checkpoint folder that `save` wrote to, and from the numbers that `state` returned."""
         self.levels = {name: Level(**level) for name, level in state["levels"].items()}
         self._retain_before = math.nan if state["retain_before"] is None else state["retain_before"]
         self.best, self.best_step = tuple(state["best"]), state["best_step"]

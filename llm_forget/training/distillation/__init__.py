@@ -1,1 +1,1 @@
-"""Distillation from a teacher: its models, its texts, and its distributions, cached on disk."""
+"""Distillation from a teacher: run its models, add its texts to the rows, and cache its distributions on disk."""

@@ -1,8 +1,8 @@
-"""What a run cost in tokens, with its teacher and auxiliary models, beside what retraining would have cost.
+"""Compute the cost of a run in tokens, with its teacher and auxiliary models, and the cost of retraining.
 
-Counted are the positions in the batches of training, and those that the teacher's models process. Not counted are the
-passes of a reference model, the second pass of `sam`, and the measurements on holdout rows. A position in training
-needs about three times the computation of one in a forward pass, but counts the same.
+The cost counts the positions in training batches, and those that the teacher's models process. It does not count passes
+of a reference model, the second pass of `sam`, and measurements on holdout rows. A position in training needs about
+three times the computation of a position in a forward pass, but counts the same.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from llm_forget.core.run_kinds import kind_named
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# What each model that can stand for retraining was trained on; the first known one is taken.
+# Models whose training cost estimates that of retraining, and their splits. The first model with a known cost is used.
 TRAINED_ON = {"oracle": ("retain",), "target": ("forget", "retain")}
 
 
 def auxiliary_cost(models: Mapping[str, str], trained: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """Return seconds and tokens of the training of each auxiliary model that is a run with these facts.
+    """Return the training cost of each auxiliary model that is a run: ``seconds``, ``tokens``, ``reused``.
 
     Args:
-        models: name to run or model.
-        trained: names of those that were trained for this run; the others are reused.
+        models: the run or model of each name.
+        trained: names of the models that were trained for this run. The others are reused.
     """
     costs = {name: _cost(Run(Path(source))) for name, source in models.items() if name != "oracle"}
     keys = ("seconds", "tokens")
@@ -38,13 +38,13 @@ def auxiliary_cost(models: Mapping[str, str], trained: tuple[str, ...]) -> dict[
 
 
 def retraining_cost(sources: Mapping[str, str | None], splits: Mapping[str, Dataset]) -> dict[str, Any] | None:
-    """Return the tokens of retraining, and where the number is from; None if neither oracle nor target is a run.
+    """Return the ``tokens`` of retraining and the ``source`` of this number; None if no oracle or target run is known.
 
-    Runs of older versions did not count tokens. For them, it is the tokens of the rows in ``splits`` times the epochs
-    of the run: all retain rows for the oracle, forget and retain rows for the target.
+    Runs of older versions did not count tokens. For them, the number is the tokens in ``splits`` times the epochs of
+    the run: all retain rows for the oracle, forget and retain rows for the target.
 
     Args:
-        sources: the keys of `TRAINED_ON` to runs or models.
+        sources: the run or model of each role in `TRAINED_ON`.
         splits: the tokenised rows of this run.
     """
     from llm_forget.data.digest import row_lengths
@@ -70,9 +70,7 @@ def _cost(run: Run) -> dict[str, Any]:
 
 
 def all_tokens(cost: Mapping[str, Any]) -> int | None:
-    """Return the tokens of a run, of its teacher, and of the auxiliary models that were trained for it; None if the
-    tokens of a part are not known.
-    """
+    """Return the tokens of a run, its teacher, and the auxiliary models trained for it; None if a part is unknown."""
     trained = [part for part in cost.get("auxiliary", {}).values() if not part["reused"]]
     teacher = cost.get("teacher", {"tokens": 0})
     parts = [part.get("tokens") for part in (cost, teacher, *trained)]
@@ -80,6 +78,6 @@ def all_tokens(cost: Mapping[str, Any]) -> int | None:
 
 
 def token_share(cost: Mapping[str, Any]) -> float | None:
-    """Return `all_tokens` divided by the tokens of retraining; None if one of them is not known."""
+    """Return `all_tokens` divided by the tokens of retraining; None if one of the two is unknown."""
     tokens, retraining = all_tokens(cost), cost.get("retraining")
     return None if tokens is None or not retraining or not retraining["tokens"] else tokens / int(retraining["tokens"])

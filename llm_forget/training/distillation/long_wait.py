@@ -1,4 +1,4 @@
-"""Let one process work for long while the others wait, without a collective operation, which times out."""
+"""Let the main process work for a long time while all others wait without a collective, which would time out."""
 
 from __future__ import annotations
 
@@ -23,13 +23,11 @@ PROGRESS = 60.0  # seconds between two lines of the log
 
 
 def from_main_process(work: Callable[[], Result], folder: Path, what: str) -> Result:
-    """Do ``work`` on the main process, and return its result on all processes.
+    """Call ``work`` on the main process, and return its result on all processes.
 
-    The others wait for a marker file in ``folder``, which all processes share: in a barrier or broadcast, NCCL would
-    end the run after ten minutes. Raises RunError on the others if the main process fails.
-
-    Args:
-        what: names the work in the log, as in "the teacher".
+    The other processes wait for a marker file in ``folder``, which all processes share. In a barrier or broadcast, NCCL
+    would end the run after ten minutes. If the main process fails, the others raise RunError. ``what`` names the work
+    in the log, such as "the teacher".
     """
     state = PartialState()
     if state.num_processes == 1:

@@ -1,7 +1,7 @@
-"""The teacher of a run: its distributions at the target positions of forget rows, computed once and cached on disk.
+"""The teacher's distributions at the target positions of forget rows, computed once and cached on disk.
 
-A distribution is stored as its most likely tokens and the mass of the rest; the cache file is named by the digest of
-everything it depends on, and only its owner can read it.
+For each distribution, the log-probs of its most likely tokens are stored. The name of the cache file is a digest of all
+inputs. Only its owner can read the file.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from llm_forget.core.files import write_atomic
 from llm_forget.logprobs.logprobs import Logprobs
 from llm_forget.logprobs.top_tokens import top_tokens
 
-TOP = 128  # tokens of a distribution that are stored
+TOP = 128  # maximum number of tokens of a distribution that are stored
 
 
 class TeacherLogprobs:
-    """Distributions at the target tokens of rows, shortened to ``K`` tokens, at one temperature.
+    """Distributions at the M target positions of all rows, shortened to K tokens, at one temperature.
 
-    Row ``i`` has the entries ``offsets[i]:offsets[i + 1]`` of ``tokens`` and ``logprobs``, ``[M, K]``.
+    Row i has the entries ``offsets[i]:offsets[i + 1]`` of ``tokens`` and ``logprobs``, each ``[M, K]``.
     """
 
     def __init__(self, offsets: np.ndarray, tokens: np.ndarray, logprobs: np.ndarray, temperature: float) -> None:
@@ -36,10 +36,9 @@ class TeacherLogprobs:
     def of(
         cls, logits: Iterable[Tensor], labels: Iterable[Tensor], counts: Sequence[int], temperature: float
     ) -> TeacherLogprobs:
-        """Shorten ``logits`` ``[n, V]``; the gold token, of ``labels`` ``[n]``, is always among the stored.
+        """Shorten distributions, given as ``logits`` ``[n, V]``. Gold tokens, ``labels`` ``[n]``, are always stored.
 
-        Args:
-            counts: number of targets of each row of the data set, which is a window where rows are long.
+        ``counts`` has the number of targets of each window of the tokenised data set.
         """
         tokens, logprobs = [], []
         for values, gold in zip(logits, labels, strict=True):
@@ -52,10 +51,11 @@ class TeacherLogprobs:
         return cls(offsets, np.concatenate(tokens), np.concatenate(logprobs), temperature)
 
     def lookup(self, rows: Tensor, policy: Logprobs) -> Logprobs:
-        """Distributions of ``rows`` ``[B]`` (-1: a padding row) as logits ``[B, T, V]``, aligned to ``policy``.
+        """Return the distributions of ``rows`` ``[B]`` (-1: padding) as logits ``[B, T, V]``, aligned with ``policy``.
 
-        ``softmax(logits / temperature)`` is the teacher's distribution. The mass of tokens that are not stored is
-        spread over them as the policy spreads it, which leaves value and gradient of a KL as if they were one token.
+        ``softmax(logits / temperature)`` is the teacher's distribution. The probability of tokens that are not stored
+        is divided among them in the proportions of the policy. So value and gradient of a KL are the same as if all
+        these tokens were one.
         """
         assert policy.logits is not None
         places = [(b, *self._offsets[[row, row + 1]]) for b, row in enumerate(rows.tolist()) if row >= 0]
@@ -77,13 +77,13 @@ class TeacherLogprobs:
         return Logprobs(values=policy.values.detach(), mask=policy.mask, labels=policy.labels, logits=logits)
 
     def save(self, path: Path) -> None:
-        """Write a file that only its owner can read."""
+        """Write the distributions to a file that only its owner can read."""
         arrays = {"offsets": self._offsets, "tokens": self._tokens, "logprobs": self._logprobs}
         write_atomic(path, save({**arrays, "temperature": np.array([self.temperature])}), private=True)
 
     @classmethod
     def load(cls, path: Path) -> TeacherLogprobs:
-        """Raises: ConfigError: the file is damaged."""
+        """Read a file that `save` wrote. Raise ConfigError if the file is damaged."""
         try:
             arrays = load_file(path)
         except SafetensorError as error:

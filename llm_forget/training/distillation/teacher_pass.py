@@ -1,4 +1,4 @@
-"""Run a recipe's teacher over its forget rows: load its models, make its texts, and keep what it says."""
+"""Run the teacher of a recipe on its forget rows: load its models, make its texts, and cache its distributions."""
 
 from __future__ import annotations
 
@@ -39,37 +39,36 @@ from llm_forget.training.distillation.teacher_logprobs import TOP, TeacherLogpro
 if TYPE_CHECKING:
     from llm_forget.training.job import Job
 
-FOLDER = "teacher"  # in the cache folder
-RETAIN_SAMPLE = 2000  # retain rows that a teacher sees
+FOLDER = "teacher"  # name of the folder in the cache folder
+RETAIN_SAMPLE = 2000  # maximum number of retain rows that a teacher sees
 BATCH = 16  # rows of a forward pass
-CALIBRATION_ROWS = 64  # forget and holdout rows that an argument is calibrated on
+CALIBRATION_ROWS = 64  # maximum number of forget rows, and of holdout rows, for the calibration of an argument
 CALIBRATED_RANGE, BISECTIONS = (0.0, 4.0), 9
 SMALL = "small"  # value of `base`: a small copy of the target, trained from scratch
-LONGEST_ANSWER = 256  # tokens that a teacher's model generates
+LONGEST_ANSWER = 256  # maximum number of tokens in a generated answer
 
 
 @dataclass(frozen=True)
 class TeacherSpec:
-    """The teacher of a recipe: its name, its arguments, and where its models beside the target are."""
+    """The teacher of a recipe: its name, its arguments, and the models that it reads in addition to the target."""
 
     name: str
     arguments: dict[str, Any]
-    models: dict[str, str] = field(default_factory=dict)  # oracle, aux_with, aux_without: a run or a model
-    base: str | None = None  # model that missing auxiliary models are trained on; `SMALL`: a new small one
-    missing: tuple[str, ...] = ()  # auxiliary models that have to be trained
-    auxiliary: dict[str, Any] = field(default_factory=dict)  # keys of their recipe
+    models: dict[str, str] = field(default_factory=dict)  # oracle, aux_with, aux_without -> run or model
+    base: str | None = None  # model from which missing auxiliary models are trained; `SMALL`: a new small model
+    missing: tuple[str, ...] = ()  # names of auxiliary models that must be trained
+    auxiliary: dict[str, Any] = field(default_factory=dict)  # recipe keys for this training
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the part ``teacher`` of provenance.json, with the digest of each model."""
+        """Return the value of the key ``teacher`` in provenance.json, with the digest of each model."""
         models = {name: source_digest(source) for name, source in self.models.items()}
         return {"name": self.name, "arguments": self.arguments, "models": models}
 
 
 def teacher_spec(value: Any, oracle: str | None) -> TeacherSpec | None:
-    """Read the key ``teacher`` of a recipe: a name, or ``{name: stranger, k: 2}``.
+    """Parse the recipe key ``teacher``: a name, or a mapping such as ``{name: stranger, k: 2}``.
 
-    Raises:
-        ConfigError: no such teacher or argument, or a model that it needs is not named.
+    Return None if it is not set. Raise ConfigError for an unknown teacher or argument, or if a needed model is not set.
     """
     if value is None:
         return None
@@ -103,23 +102,23 @@ def _auxiliary(value: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a policy learns from a teacher: rows, distributions for them, and the arguments that were used."""
+    """The rows on which a policy learns from a teacher, and the teacher's distributions for these rows."""
 
-    rows: Dataset  # tokenised forget rows, those of `augment`, then those that the teacher added
+    rows: Dataset  # tokenised: forget rows, then rows that `augment` added, then rows that the teacher added
     logprobs: TeacherLogprobs
-    arguments: dict[str, Any]
+    arguments: dict[str, Any]  # arguments of the teacher, after calibration
     cache: str  # name of the cache file
-    cost: dict[str, Any]  # seconds and tokens; whether the distributions were read from the cache
+    cost: dict[str, Any]  # seconds, tokens, and whether the distributions were read from the cache
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what provenance.json has about the rows, whose ids are those of the forget rows, and the cache."""
+        """Return facts for provenance.json: number and digest of the rows, and the name of the cache file."""
         return {"rows": {"rows": len(self.rows), "digest": tokens_digest(self.rows)}, "cache": self.cache}
 
 
 def learn_from_teacher(job: Job, template: Template, target: Any, target_digest: str) -> Lesson:
-    """Ask the teacher of a job for its distributions, or read them from the cache.
+    """Compute the distributions of a job's teacher, or read them from the cache.
 
-    The main process asks; the others wait for the file that it writes.
+    The main process runs the teacher. The others wait, and read the file that it writes.
     """
     assert job.teacher is not None
     teaching = _Teaching(job, template, target)
@@ -149,7 +148,7 @@ def _cache_file(job: Job, arguments: dict[str, Any], target_digest: str, rows: D
 
 
 class _Teaching:
-    """One pass of the teacher of a job."""
+    """One run of the teacher of a job, with its models, rows and token count."""
 
     def __init__(self, job: Job, template: Template, target: Any) -> None:
         assert job.teacher is not None
@@ -160,11 +159,11 @@ class _Teaching:
         self._rows: Dataset | None = None
 
     def texts(self) -> list[Row]:
-        """Rows that the teacher adds."""
+        """Return the rows that the teacher adds to the forget rows."""
         return [] if self._entry.texts is None else self._entry.texts(self._context, **self._recipe_arguments)
 
     def arguments(self) -> dict[str, Any]:
-        """Arguments of the recipe; the calibrated one, if it is left out, is found by bisection."""
+        """Return the teacher's arguments. If the recipe does not set the calibrated one, find it by bisection."""
         name = self._entry.calibrated
         if not name or self._recipe_arguments[name] is not None or self._job.data.holdout is None:
             return self._recipe_arguments
@@ -178,7 +177,7 @@ class _Teaching:
         return {**self._recipe_arguments, name: round(bisected(strength_at, level, *CALIBRATED_RANGE, BISECTIONS), 4)}
 
     def _strength(self, logits: Iterator[Tensor], rows: Sequence[Row]) -> float:
-        """Mean extraction strength of a model with these logits at the targets of ``rows``."""
+        """Return the mean extraction strength of a model that has these logits at the targets of ``rows``."""
         values = []
         for row, part in zip(rows, logits, strict=True):
             labels = torch.tensor([self._targets(row)])
@@ -188,9 +187,7 @@ class _Teaching:
         return sum(values) / len(values)
 
     def with_texts(self, texts: list[Row]) -> Dataset:
-        """The tokenised forget rows, then those of the key ``augment``, then the windows of ``texts``, which are the
-        same in every call.
-        """
+        """Return the tokenised rows: forget rows, rows of ``augment``, then ``texts``, which never change."""
         if self._rows is None:
             self._rows = self._job.training_splits["forget"]
             if texts:

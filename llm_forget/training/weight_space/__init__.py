@@ -1,1 +1,1 @@
-"""Methods that change the weights in one step, without a trainer."""
+"""Unlearning methods that change the weights in one computed step, without a trainer."""

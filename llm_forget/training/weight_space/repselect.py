@@ -1,7 +1,7 @@
-"""RepSelect: one step on the MLP weights against the forget gradient without its strongest directions.
+"""RepSelect: one step of the MLP weights along the forget gradient, with its strongest directions shrunk.
 
-The strongest directions of the gradient are those that the forget rows share with other text and with what fine-tuning
-would bring back. The gradient is taken while an adversary, an adapter that has learned the rows, is on.
+Other text shares the strongest directions of the gradient, and later fine-tuning would undo a step along them. The
+gradient is computed while an adversary is on: an adapter that was trained on the forget rows.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from llm_forget.models.merging.combinations import layers
 from llm_forget.objectives.kl import kl
 from llm_forget.training.calibration import batches, sample
 
-RETAIN_ROWS = 64  # whose KL bounds the step
-FIRST_STEP = 1e-4  # the first step that is tried: |change| / |weights|
+RETAIN_ROWS = 64  # number of retain rows whose KL bounds the step
+FIRST_STEP = 1e-4  # size of the first step that is tried: |change| / |weights|
 DOUBLINGS, BISECTIONS = 40, 8
 ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})  # names of layers that choose or weigh experts
 
 
 @dataclass(frozen=True)
 class WeightStep:
-    """A model with an adapter on its MLP weights, and the tokenised rows that decide the step."""
+    """A model with an adapter on its MLP weights, and the tokenised rows that determine the step."""
 
     model: Any
     forget: Dataset
@@ -50,7 +50,7 @@ class WeightStep:
         return forward_logprobs(self.model, batch, head=self.model.get_output_embeddings(), logits=logits)
 
     def adapted(self) -> dict[str, Any]:
-        """The layers of the adapter by name."""
+        """Return the layers that the adapter changes, by name."""
         return {name: layer for name, layer in layers(self.model) if ADAPTER in layer.lora_A}
 
 
@@ -60,14 +60,15 @@ def repselect(
     """Set the adapter of a model to one step that raises the forget loss (arXiv:2606.17168).
 
     Args:
-        components: singular directions of each gradient that are shrunk, see `without_shared`.
-        max_kl: bound of KL(before || after) on retain rows, nats per token; the step is the largest within it.
-        adversary_rate: of the SGD pass over the forget rows that trains the adversary.
+        edit: the model and the rows.
+        components: number of singular directions of each gradient that are shrunk, see `without_shared`.
+        max_kl: upper bound of KL(before || after) on retain rows, nats per token. The largest step within it is made.
+        adversary_rate: learning rate of the SGD pass over the forget rows that trains the adversary.
 
     Returns:
-        The part ``weight_step`` of provenance.json.
+        The value of the key ``weight_step`` in provenance.json.
 
-    Raises ConfigError for values out of range, and ModelError if no step is within the bound.
+    Raise ConfigError for values out of range, and ModelError if no step is within the bound.
     """
     if components < 1 or max_kl <= 0 or adversary_rate < 0:
         raise ConfigError("method 'repselect' needs components of 1 or more, max_kl above 0, and no negative rate")
@@ -90,10 +91,10 @@ METHOD = Registry("method", Entry).describe(repselect, paper="arXiv:2606.17168")
 def without_shared(gradient: Tensor, components: int) -> tuple[Tensor, Tensor, Tensor]:
     """Shrink the strongest singular directions of a gradient ``[out, in]`` on both sides.
 
-    Of the singular values s_1 >= s_2 >= ..., the first q = ``components`` (at most the rank) become ``s_q^2 / s_i``:
-    projections on either side are divided by ``s_i / s_q``. The others stay. ``q = 1`` changes nothing.
+    Of the singular values s_1 >= s_2 >= ..., the first q = ``components`` (at most the rank) become ``s_q^2 / s_i``,
+    because projections on both sides are divided by ``s_i / s_q``. The others do not change. ``q = 1`` has no effect.
 
-    Returns the factors of the result, ``[out, n]``, ``[n]`` and ``[n, in]``, with descending singular values.
+    Return (left ``[out, n]``, singular values ``[n]`` in descending order, right ``[n, in]``) of the result.
     """
     left, sizes, right = torch.linalg.svd(gradient.float(), full_matrices=False)
     rank = int((sizes > sizes[0] * max(gradient.shape) * torch.finfo(sizes.dtype).eps).sum())
@@ -105,10 +106,10 @@ def without_shared(gradient: Tensor, components: int) -> tuple[Tensor, Tensor, T
 
 
 def mlp_targets(model: nn.Module, args: ModelConfig) -> ModelConfig:
-    """Return the arguments with the linear layers of the MLPs as LoRA targets, unless they name other targets.
+    """Return the arguments with all linear layers of MLPs as LoRA targets, unless the arguments name targets.
 
-    Layers that choose or weigh experts are not part of an MLP: a step there would send other text to other experts.
-    Raises ConfigError if the model has no linear layer whose path contains ``mlp`` or ``feed_forward``.
+    Layers that choose or weigh experts do not count as part of an MLP: a step there would send other text to other
+    experts. Raise ConfigError if no path of a linear layer contains ``mlp``, ``feed_forward`` or ``ffn``.
     """
     if args.lora_target_modules:
         return args
@@ -126,7 +127,7 @@ def mlp_targets(model: nn.Module, args: ModelConfig) -> ModelConfig:
 
 
 def _forget_nll(edit: WeightStep) -> float:
-    """Mean negative log-prob of the forget rows, nats per token."""
+    """Return the mean negative log-prob of the forget rows, nats per token."""
     total = count = 0.0
     with torch.no_grad():
         for batch in edit.batches(edit.forget):
@@ -136,7 +137,7 @@ def _forget_nll(edit: WeightStep) -> float:
 
 
 def _train_adversary(edit: WeightStep, rate: float) -> None:
-    """Train the adapter on the forget rows, by one pass of plain SGD."""
+    """Train the adapter on the forget rows by one pass of SGD with learning rate ``rate``."""
     factors = [side[ADAPTER].weight for layer in edit.adapted().values() for side in (layer.lora_A, layer.lora_B)]
     for batch in edit.batches(edit.forget):
         logprobs = edit.forward(batch)
@@ -147,7 +148,7 @@ def _train_adversary(edit: WeightStep, rate: float) -> None:
 
 
 def _forget_gradients(edit: WeightStep) -> dict[str, Tensor]:
-    """Gradient of the forget loss at each adapted weight, ``[out, in]``, with the adversary on."""
+    """Return the gradient of the forget loss for each adapted weight, ``[out, in]``, with the adversary on."""
     weights = {name: layer.get_base_layer().weight for name, layer in edit.adapted().items()}
     totals = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
     for weight in weights.values():
@@ -163,7 +164,11 @@ def _forget_gradients(edit: WeightStep) -> dict[str, Tensor]:
 
 
 def _store(adapted: dict[str, Any], gradients: dict[str, Tensor], components: int) -> tuple[float, float]:
-    """Write the best approximation of each direction into the adapter; return the squared norms of error and whole."""
+    """Write the best low-rank approximation of each shrunk gradient into the adapter.
+
+    Return the squared Frobenius norms (of the error, of the shrunk gradients) over all weights. Raise ModelError if all
+    gradients are zero.
+    """
     lost = whole = 0.0
     for name, layer in adapted.items():
         left, sizes, right = without_shared(gradients[name], components)
@@ -180,7 +185,7 @@ def _store(adapted: dict[str, Any], gradients: dict[str, Tensor], components: in
 
 
 def _largest_step(edit: WeightStep, max_kl: float) -> tuple[float, float]:
-    """Scale the adapter by the largest step within the bound; return the step and its KL."""
+    """Scale the adapter to the largest step within the bound ``max_kl``. Return (step, its KL)."""
     adapted, rows = edit.adapted(), sample(edit.retain, RETAIN_ROWS)
     ups = {name: layer.lora_B[ADAPTER].weight.detach().clone() for name, layer in adapted.items()}
 
@@ -195,9 +200,9 @@ def _largest_step(edit: WeightStep, max_kl: float) -> tuple[float, float]:
 
 
 def within_bound(divergence_at: Callable[[float], float], bound: float, first: float) -> float:
-    """Return the largest step whose divergence is within the bound: by doubling ``first``, then by bisection.
+    """Return the largest step with a divergence within the bound, found by doubling ``first`` and by bisection.
 
-    Raises ModelError if even the first step is beyond the bound.
+    Raise ModelError if even the first step exceeds the bound.
     """
     low, high = 0.0, first
     for _ in range(DOUBLINGS):
@@ -214,7 +219,7 @@ def within_bound(divergence_at: Callable[[float], float], bound: float, first: f
 
 @torch.no_grad()
 def _norm_ratio(adapted: dict[str, Any]) -> float:
-    """Norm of the adapted weights, divided by that of the adapter's products B A without their scaling."""
+    """Return the norm of the adapted weights divided by the norm of the adapter's products B A (without scaling)."""
     weights = [layer.get_base_layer().weight.float().square().sum() for layer in adapted.values()]
     products = [
         (layer.lora_B[ADAPTER].weight @ layer.lora_A[ADAPTER].weight).square().sum() for layer in adapted.values()
@@ -223,7 +228,7 @@ def _norm_ratio(adapted: dict[str, Any]) -> float:
 
 
 def _divergence(edit: WeightStep, rows: Dataset) -> float:
-    """Mean KL(adapter off || adapter on) of tokenised rows, nats per target token."""
+    """Return the mean KL(adapter off || adapter on) on tokenised rows, nats per target token."""
     total = count = 0.0
     with torch.no_grad():
         for batch in edit.batches(rows):

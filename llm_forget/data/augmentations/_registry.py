@@ -43,7 +43,7 @@ def augmentation(*, paper: str, needs: str, single: bool = False) -> Callable[[F
 def question_and_answer(row: Row) -> tuple[str, str]:
     """Return (last question, last answer) of a row that is not running text; a missing one is an empty string.
 
-    A message of the user inside a completion is no question.
+    A user message inside a completion does not count as a question.
     """
     messages, prompts = conversation(row)
     question, answer = (

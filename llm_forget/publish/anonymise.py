@@ -1,4 +1,4 @@
-"""Prepare the data of a run for publication: replace row ids, which may be names of people, and remove local paths."""
+"""Prepare the facts of a run for publication: replace row ids, which may be names of people, and remove local paths."""
 
 import re
 from collections.abc import Mapping
@@ -14,10 +14,10 @@ WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 def public(evidence: Evidence) -> Evidence:
-    """Return a copy to publish: row ids become numbers, digests of rows become keyed, and local paths are removed."""
+    """Return evidence to publish: row ids become numbers, digests of rows are keyed, and local paths are removed."""
     key = row_key(evidence.run.path)
     results, verification = public_results(evidence.results, key), evidence.verification
-    if verification is not None and evidence.verification_is_current:  # still current: no number changed
+    if verification is not None and evidence.verification_is_current:  # it stays current: no number changed
         verification = {**verification, "results": json_digest(results["suites"])}
     return replace(
         evidence,
@@ -34,7 +34,7 @@ def public(evidence: Evidence) -> Evidence:
 
 
 def hub_id(base: Mapping[str, Any]) -> str | None:
-    """Return the Hub id of a base model from its entry in provenance.json, or None if the model is not from the Hub."""
+    """Return the Hub id of a base model from its entry in provenance.json, or None for a model from another source."""
     # A folder may have the same name as a Hub repository, but only a Hub model has a commit as digest.
     return str(base["name"]) if str(base.get("digest", "")).startswith("commit:") else None
 
@@ -61,7 +61,7 @@ def _public_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _numbered(rows: dict[str, Any]) -> dict[str, Any]:
-    """Replace row ids by ``row 1``, ``row 2`` and so on; the same id has the same number in all models and metrics."""
+    """Replace row ids by ``row 1``, ``row 2`` and so on. An id has the same number in all models and metrics."""
     numbers: dict[str, str] = {}
 
     def replaced(content: Any) -> Any:

@@ -1,7 +1,7 @@
-"""Collect the files of a run to publish: weights, tokenizer, model card, results and report.
+"""Collect the files of a run that are published: weights, tokenizer, model card, results and report.
 
-Other files of a run hold row ids, texts or local paths and are never published. `publication` raises an error if a
-published file contains a local path, or a plain digest of rows, which would confirm guesses of the rows.
+Other files of a run contain row ids, texts or local paths, and are never published. `publication` raises an error if a
+published file contains a local path or a plain digest of rows, which would confirm guesses of the rows.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from llm_forget.report.run_evidence import Evidence, read_run
 logger = logging.getLogger("llm_forget")
 LISTING = "published.json"  # digests of all other files
 SIGNATURE = "published.sig"  # signature of the listing with the key of an evidence folder
-PURPOSE = "llm-forget publication"  # part of the signed bytes: a signature made for another purpose is invalid
+PURPOSE = "llm-forget publication"  # part of the signed bytes, so that signatures for other purposes are invalid
 CARD, RESULTS, REPORT = "README.md", "results.json", "report.html"
 WEIGHTS = re.compile(r"adapter_model\.safetensors|model(-\d{5}-of-\d{5})?\.safetensors|model-[a-z0-9_]{1,20}\.gguf")
 ADAPTER_FILES = ("adapter_config.json", "manifest.json", "effect.json")
@@ -62,7 +62,7 @@ class File:
     name: str
     content: Path | bytes
     digest: str  # sha256:...
-    size: int
+    size: int  # bytes
 
     @classmethod
     def of(cls, name: str, content: Path | bytes) -> File:
@@ -78,7 +78,7 @@ class File:
 
 @dataclass(frozen=True)
 class Publication:
-    """All files to publish in a repository, with the tag of this version."""
+    """All files that are published in a repository, and the tag of this version."""
 
     repository: str
     kind: str  # adapter | model
@@ -87,12 +87,12 @@ class Publication:
 
     @property
     def card(self) -> str:
-        """Text of the model card."""
+        """Return the text of the model card."""
         return next(file for file in self.files if file.name == CARD).read().decode()
 
     @property
     def digests(self) -> dict[str, str]:
-        """Digest of each file by file name, without the listing and its signature."""
+        """Return the digest of each file by file name, without the listing and its signature."""
         return {file.name: file.digest for file in self.files if file.name not in (LISTING, SIGNATURE)}
 
 
@@ -104,14 +104,14 @@ def publication(
     history: Sequence[Mapping[str, Any]] = (),
     signed_in: Path | None = None,
 ) -> Publication:
-    """Collect the files that `push` sends, without network access.
+    """Collect the files that `push` sends. This needs no network.
 
     Args:
         merged: folder of a full model written by `merge` or `export`, which is published instead of the adapter.
         history: entries for the model card, from `ledger_gate.history`.
         signed_in: evidence folder with the key that signs the listing (``published.json``).
 
-    Raises RunError if the run is unfinished or was not evaluated. Raises PublishError if the weights are not those that
+    Raise RunError if the run is unfinished or was not evaluated. Raise PublishError if the weights are not those that
     were evaluated, or if a file contains a local path or a plain digest of rows.
     """
     from llm_forget.models.adapters.verification import verify_adapter
@@ -154,7 +154,7 @@ def _listing(kind: str, files: Sequence[File]) -> bytes:
 
 
 def signed_bytes(repository: str, listing: bytes) -> bytes:
-    """Return the bytes to sign: canonical JSON with the repository name and the digest of the listing."""
+    """Return the bytes that are signed: canonical JSON with the repository name and the digest of the listing."""
     return canonical({"purpose": PURPOSE, "repository": repository, "listing": hashlib.sha256(listing).hexdigest()})
 
 
@@ -181,7 +181,7 @@ def _adapter_files(folder: Path, base: str | None) -> Iterator[File]:
 
 
 def without_path(name: str | None) -> str | None:
-    """Return a Hub id unchanged, or the last part of a path."""
+    """Return a model name without folders: a Hub id unchanged, or the last part of a path. None stays None."""
     if name is None:
         return None
     like_hub = name.count("/") <= 1 and name[:1] not in ("/", ".", "~", "\\") and ":\\" not in name
@@ -205,7 +205,7 @@ def _model_files(folder: Path, full_model: FullModel | None) -> Iterator[File]:
 
 
 def _without_local_fields(file: Path) -> Path | bytes:
-    """Return the file unchanged, or its JSON without local fields and paths if it contains any."""
+    """Return the file itself or, if its JSON contains local fields or paths, the JSON without them."""
     if file.suffix != ".json" or file.name in ("tokenizer.json", "vocab.json"):
         return file
     content = read_json(file)
@@ -230,7 +230,7 @@ def report_without_ids(evidence: Evidence) -> bytes:
 
 
 def refuse_paths(files: Sequence[File], run: Path) -> None:
-    """Raise PublishError if a text file contains the path of the home, working, temporary or run's parent folder."""
+    """Raise PublishError if a text file names the home, working or temporary folder, or the folder around the run."""
     folders = {Path.home(), Path.cwd(), run.resolve().parent, Path(tempfile.gettempdir())}
     prefixes = [f"{folder}/".encode() for folder in folders if len(folder.parts) > 1]
     for file in files:
@@ -242,7 +242,7 @@ def refuse_paths(files: Sequence[File], run: Path) -> None:
 
 
 def refuse_plain_digests(files: Sequence[File], digests: Collection[str]) -> None:
-    """Raise PublishError if a text file contains one of these hex digests of rows."""
+    """Raise PublishError if a text file contains one of ``digests``, which are hex digests of rows."""
     for file in files:
         if not WEIGHTS.fullmatch(file.name):
             content = file.read()

@@ -21,18 +21,18 @@ EXPORT_REPORT, RESULTS = "export.json", "results.json"
 
 @dataclass(frozen=True)
 class FullModel:
-    """A full model that `merge` or `export` wrote from a run; its files match its report."""
+    """A full model that `merge` or `export` wrote from a run, and whose files match its report."""
 
     folder: Path
     file: str | None  # name of the GGUF file; None for other forms
-    has_results: bool  # the folder has a results.json of these weights
+    has_results: bool  # whether the folder has a results.json of these weights
 
 
 def full_model_of(evidence: Evidence, folder: str | Path) -> FullModel:
-    """Check that a folder holds a full model made from this run, and return it.
+    """Check that a folder contains a full model made from this run, and return the model.
 
-    Raises PublishError if the folder holds another model, if a required evaluation is missing, or if other weights were
-    evaluated. Raises AdapterRefused if a file was changed after it was written.
+    Raise PublishError if the folder contains another model, if a required evaluation is missing, or if other weights
+    were evaluated. Raise AdapterRefused if a file was changed after it was written.
     """
     folder = Path(folder)
     if (folder / "run.json").is_file():
@@ -76,7 +76,7 @@ def _exported(evidence: Evidence, folder: Path) -> FullModel:
 
 
 def _is_of_run(evidence: Evidence, facts: Mapping[str, Any]) -> bool:
-    """Return whether a model was merged from this run only, at scale 1."""
+    """Return whether a merge report (``facts``) describes a merge of this run alone, with scale 1."""
     sources = facts.get("sources") or []
     return (
         facts.get("combination") == "stack"
@@ -91,7 +91,7 @@ def _require_matching_results(model: Merged, has_results: bool, advice: str) -> 
 
 
 def require_measured_weights(evidence: Evidence, manifest: Mapping[str, Any] | None) -> None:
-    """Raise PublishError if the evaluated weights are not those that the run has now.
+    """Raise PublishError if the weights in the run are not those that were evaluated.
 
     ``manifest`` is the manifest of the run's adapter, or None if the run has no adapter.
     """

@@ -18,13 +18,13 @@ FOLDER, VARIABLE = "evidence", "LLM_FORGET_EVIDENCE"
 
 
 def evidence_folder(path: str | Path | None = None) -> Path | None:
-    """Return ``path`` if it is given, otherwise the default evidence folder if it has a ledger, otherwise None."""
+    """Return ``path`` if it is given. Otherwise return the default evidence folder, or None if it has no ledger."""
     folder = Path(path or os.environ.get(VARIABLE) or FOLDER)
     return folder if path or (folder / "ledger.db").is_file() else None
 
 
 def history(folder: Path | None, run: str | Path) -> list[Mapping[str, Any]]:
-    """Return an entry for the version with the run's weights and for each of its ancestor versions, oldest first."""
+    """Return one entry for the version with the run's weights, and one for each of its ancestors, oldest first."""
     if folder is None:
         return []
     with Ledger.open(folder) as ledger:
@@ -40,10 +40,11 @@ def history(folder: Path | None, run: str | Path) -> list[Mapping[str, Any]]:
 
 
 def refuse_deleted(folder: Path | None, run: str | Path, *, note: bool, merged: str | Path | None = None) -> None:
-    """Raise PublishError if a model contains deleted data, or if the ledger cannot show that it contains none.
+    """Raise PublishError if a model contains deleted data, or if the ledger does not prove the opposite.
 
     Args:
-        note: before the check, record the run and the merged model in the ledger.
+        folder: evidence folder with the ledger. None: nothing is checked.
+        note: whether to record the run and the merged model in the ledger before the check.
         merged: folder of a model merged from the run, which is published instead of the run's own weights.
     """
     if folder is None:
@@ -71,13 +72,13 @@ def refuse_deleted(folder: Path | None, run: str | Path, *, note: bool, merged: 
 
 
 def note_pushed(folder: Path | None, run: str | Path, body: Mapping[str, Any]) -> None:
-    """Record in the ledger that a run's model, or a model merged or exported from the run, was published."""
+    """Record in the ledger that the model of a run, or a model merged or exported from it, was published."""
     if folder is not None:
         _note_published(folder, {"action": "push", **body, "weights": weights_of(Run.open(run))})
 
 
 def note_withdrawn(folder: Path | None, body: Mapping[str, Any], *, verified: bool) -> None:
-    """Record the withdrawal of commits and their weights; ``verified`` means that the Hub no longer has them."""
+    """Record in the ledger that commits and their weights were withdrawn. ``verified``: the Hub no longer has them."""
     if folder is None:
         return
     with Ledger.open(folder) as ledger:

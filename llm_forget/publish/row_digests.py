@@ -1,18 +1,18 @@
 """Keyed digests of rows for publication: HMAC-SHA256 with a key of the run, ``RUN/publication.key``.
 
-A plain digest would confirm a guess of a few rows, such as one person's telephone number. A keyed digest does so only
-for holders of the key (32 random bytes as hex, mode 0600), which is never pushed. Once the key is destroyed, published
-digests reveal nothing about rows, and later pushes have other digests. Equal rows have the same keyed digest within a
-run, and other digests in other runs. Plain digests stay in the run (``provenance.json``, ``results.json``).
+A plain digest would confirm a guess of a few rows, such as one person's telephone number. A keyed digest confirms a
+guess only for holders of the key (32 random bytes as hex, mode 0600), which is never pushed. Once the key is destroyed,
+published digests reveal nothing about rows, and later pushes have other digests. Equal rows have the same keyed digest
+within a run, and other digests in other runs. Plain digests remain in the run (``provenance.json``, ``results.json``).
 
 With the key, an auditor can check which rows a run used, but can also test guesses. This code computes the digest of a
-split, ``suites/*/splits/*`` of a published results.json, from its rows::
+split, as in ``suites/*/splits/*`` of a published results.json, from its rows::
 
     from llm_forget.data.sources import load_source
     from llm_forget.publish.row_digests import keyed_rows, read_key
     keyed_rows(load_source("forget.jsonl", split_name="forget"), read_key("publication.key"))
 
-This code computes it from a plain digest, without this package::
+This code computes the same digest from a plain digest, without this package::
 
     "hmac-sha256:" + hmac.new(bytes.fromhex(open("publication.key").read()), b"sha256:...", "sha256").hexdigest()
 """
@@ -36,11 +36,11 @@ logger = logging.getLogger("llm_forget")
 KEY = "publication.key"
 PREFIX = "hmac-sha256:"  # distinguishes keyed from plain digests
 PLAIN_DIGEST = re.compile(r"(?:sha256:)?([0-9a-f]{64})")
-NOT_OF_ROWS = ("definition",)  # keys of a suite in results.json with digests of other content
+NOT_OF_ROWS = ("definition",)  # keys of a suite in results.json whose digests are not of rows
 
 
 def row_key(run: Path) -> bytes:
-    """Return a run's 32-byte key; create a missing key. Raises PublishError (read-only run) or OSError (full disk)."""
+    """Return the run's 32-byte key; create it if missing. Raise PublishError (read-only run) or OSError (full disk)."""
     path = run / KEY
     if not path.exists():
         try:
@@ -56,7 +56,7 @@ def row_key(run: Path) -> bytes:
 
 
 def read_key(path: str | Path) -> bytes:
-    """Read a key file. Logs a warning if other users can read it; raises PublishError if it does not hold a key."""
+    """Return the key in a key file. Log a warning if other users can read it. Raise PublishError if it is damaged."""
     path = Path(path)
     mode = stat.S_IMODE(path.stat().st_mode)
     if os.name == "posix" and mode & 0o077:
@@ -71,17 +71,17 @@ def read_key(path: str | Path) -> bytes:
 
 
 def keyed(digest: str, key: bytes) -> str:
-    """Return ``hmac-sha256:`` and 64 hex digits: the HMAC of a plain digest as text, such as ``sha256:...``."""
+    """Return the keyed digest, ``hmac-sha256:`` and 64 hex digits, of a plain digest such as ``sha256:...``."""
     return PREFIX + hmac.new(key, digest.encode(), "sha256").hexdigest()
 
 
 def keyed_rows(rows: Iterable[Mapping[str, Any]], key: bytes) -> str:
-    """Return the digest of a split in a published results.json; ``rows`` are the split's rows from `load_source`."""
+    """Return the keyed digest of a split as in a published results.json. ``rows`` are its rows from `load_source`."""
     return keyed(json_digest(list(rows)), key)
 
 
 def public_results(results: dict[str, Any], key: bytes) -> dict[str, Any]:
-    """Return the content of results.json with keyed digests of rows; all other values are unchanged."""
+    """Return the content of results.json with keyed digests of rows. All other values are unchanged."""
     suites = {
         name: {k: value if k in NOT_OF_ROWS else _keyed_within(value, key) for k, value in suite.items()}
         for name, suite in results["suites"].items()
@@ -101,7 +101,7 @@ def public_data(provenance: dict[str, Any], key: bytes) -> dict[str, Any]:
 
 
 def plain_digests(results: Mapping[str, Any], provenance: Mapping[str, Any]) -> set[str]:
-    """Return the hex digits of every plain digest of rows in results.json and provenance.json."""
+    """Return the hex digits of all plain digests of rows in results.json and provenance.json."""
     suites = [{k: v for k, v in suite.items() if k not in NOT_OF_ROWS} for suite in results["suites"].values()]
     data = [description["digest"] for description in provenance.get("data", {}).values()]
     return {match[1] for text in _texts([suites, data]) if (match := PLAIN_DIGEST.fullmatch(text))}

@@ -1,1 +1,1 @@
-"""The model card of a run."""
+"""Write the model card of a run: its text, its YAML header and its code examples."""

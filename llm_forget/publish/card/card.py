@@ -1,4 +1,4 @@
-"""The model card of a run: what was unlearned and how, the results, their limits, and how to load the model.
+"""Write the model card of a run: its method, data, results and limits, and code that loads the model.
 
 The card contains no text of rows, no row ids, no plain digests of rows and no local paths.
 """
@@ -36,12 +36,12 @@ TEMPLATE = "card.md.jinja"
 
 
 class Markdown(str):
-    """Markdown text; the template inserts it without escaping."""
+    """Markdown text. The template inserts it without escaping."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Repository and revision in the code that loads the model."""
+    """The repository and the revision that the loading code in the card names."""
 
     repository: str = "ORG/NAME"
     revision: str = "main"
@@ -55,14 +55,15 @@ def card(
     place: Place | None = None,
     history: Sequence[Mapping[str, Any]] = (),
 ) -> str:
-    """Render the card as Markdown with a YAML header.
+    """Return the card as Markdown with a YAML header.
 
     Args:
-        statements: facts from the publisher, such as a contact; default: those that `write_card` saved in the run.
-        merged: folder of a model written by `merge` or `export`, if that model is published instead of the adapter.
+        statements: facts from the publisher, such as a contact. Default: those that `write_card` saved in the run.
+        merged: folder of a model written by `merge` or `export`, if this model is published instead of the adapter.
+        place: repository and revision for the loading code.
         history: model versions from `ledger_gate.history`, oldest first.
 
-    Raises RunError if the run is unfinished or was not evaluated, PublishError if a statement is invalid or the run is
+    Raise RunError if the run is unfinished or was not evaluated, PublishError if a statement is invalid or the run is
     read-only, and OSError if the disk is full.
     """
     evidence = public(with_results_of(run if isinstance(run, Evidence) else read_run(run), merged))
@@ -89,7 +90,7 @@ def _template() -> Any:
 
 
 def with_results_of(evidence: Evidence, merged: Path | None) -> Evidence:
-    """Return the evidence; if the model in ``merged`` was evaluated, its results replace those of the run."""
+    """Return the evidence of a run. If the model in ``merged`` was evaluated, its results replace those of the run."""
     if merged is None or not (merged / "results.json").is_file():
         return evidence
     results, key = read_results(Run(merged)), row_key(evidence.run.path)
@@ -107,9 +108,10 @@ def with_results_of(evidence: Evidence, merged: Path | None) -> Evidence:
 def write_card(
     run: str | Path, statements: CardStatements | None = None, *, output: str | Path | None = None, **options: Any
 ) -> Path:
-    """Write the card to ``output`` (default: into the run), and save the statements for later cards and `push`.
+    """Write the card to ``output`` (default: into the run), and return its path.
 
-    Statements that are None keep their saved values. ``options`` are the keyword arguments of `card`.
+    Statements are saved in the run for later cards and `push`. Statements that are None keep their saved values.
+    ``options`` are the keyword arguments of `card`.
     """
     if output is not None and Path(output).is_dir():
         raise PublishError(f"output '{output}' is a folder; name a file, such as {Path(output) / CARD}")
@@ -176,7 +178,7 @@ def _content(
 
 
 def subsections(sections: Sequence[Section]) -> Markdown:
-    """Render sections as Markdown with headings of level 3 and deeper; return an empty text if there is no content."""
+    """Return sections as Markdown with headings of level 3 and deeper, or an empty text if they have no content."""
     contents = document("", "", list(sections))
     if not contents.sections:
         return Markdown("")
@@ -186,7 +188,7 @@ def subsections(sections: Sequence[Section]) -> Markdown:
 
 
 def attack_tables(evidence: Evidence) -> list[str]:
-    """Render a heading and a table for each attack, with the metrics before and after it."""
+    """Return, for each attack, a Markdown heading and a table with the metrics before and after the attack."""
     columns = ("metric", "unlearned", "attacked", "oracle", "oracle, attacked", "excess")
     tables = []
     for name, attack in evidence.attacks.items():

@@ -1,4 +1,4 @@
-"""The contents of a model card other than results: method, data, energy and limits."""
+"""Build the parts of a model card that are not results: method, data, energy and limits."""
 
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ GENERAL_LIMITS = (
 
 
 def other_origin(evidence: Evidence) -> str:
-    """Describe how a model was made if it was not made by unlearning; empty for an unlearning run."""
+    """Return how a model was made, as text, if its run did not unlearn. Return an empty text for an unlearning run."""
     return kind_of(evidence.run).origin(evidence.provenance)
 
 
@@ -70,7 +70,7 @@ def _short(value: Any) -> str:
 
 
 def adapter_rows(folder: Path) -> list[tuple[Cell, ...]]:
-    """Return the LoRA settings and the digest of the weights; empty without an adapter."""
+    """Return table rows with LoRA settings and the digest of the weights, or no rows without an adapter."""
     if not (folder / "adapter_config.json").is_file():
         return []
     config = read_json(folder / "adapter_config.json")
@@ -81,14 +81,14 @@ def adapter_rows(folder: Path) -> list[tuple[Cell, ...]]:
 
 
 def data_table(evidence: Evidence) -> Table | None:
-    """Build a table of the number of rows and the digest of each split. `public` must have keyed the digests before."""
+    """Return a table with the number of rows and the digest of each split. `public` must have keyed the digests."""
     data = evidence.provenance.get("data", {})
     rows = tuple((split, Number(f"{part['rows']:,}"), str(part["digest"])) for split, part in data.items())
     return Table("Data", ("split", "rows", "keyed digest of the tokenised rows"), rows) if rows else None
 
 
 def energy(evidence: Evidence, watts: float | None) -> str:
-    """Estimate the energy in kWh and state the assumptions, or state why there is no estimate."""
+    """Return a sentence with the estimated energy in kWh and its assumptions, or with the reason for no estimate."""
     cost = evidence.provenance.get("cost")
     if cost is None:
         return "The duration of the run is not recorded, so its energy is not known."
@@ -103,7 +103,7 @@ def energy(evidence: Evidence, watts: float | None) -> str:
 
 
 def limits(evidence: Evidence, *, adapter: bool) -> list[str]:
-    """Return sentences about missing measurements, and about what measurements cannot show."""
+    """Return sentences about missing measurements, and about the limits of measurements in general."""
     sentences = []
     if not evidence.has("oracle"):
         sentences.append("No oracle was measured, so there is no reference for a model that never saw these rows.")

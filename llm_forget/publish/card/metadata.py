@@ -1,4 +1,4 @@
-"""The YAML header of a model card, which the Hub reads. It holds all results unrounded."""
+"""Build the YAML header of a model card, which the Hub reads. It contains all results without rounding."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FORM_TAGS = {True: ["gguf"], False: ["bitsandbytes"]}  # key: whether the export
 def card_data(
     evidence: Evidence, statements: CardStatements, *, title: str, adapter: bool, form: dict[str, Any] | None = None
 ) -> ModelCardData:
-    """Build the metadata of a card; ``form`` is the content of export.json if an exported model is published."""
+    """Build the metadata of a card. ``form`` is the content of export.json if an exported model is published."""
     from huggingface_hub import ModelCardData
 
     config = evidence.run.config if evidence.run.config_file.is_file() else {}
@@ -46,7 +46,7 @@ def card_data(
 
 
 def eval_results(results: dict[str, Any]) -> list[EvalResult]:
-    """Return an entry for each metric of each suite, with interval, numbers of rows, goal, and other models' values."""
+    """Return one entry for each metric of each suite: value, interval, row counts, goal, and other models' values."""
     from huggingface_hub import EvalResult
 
     return [
@@ -62,7 +62,7 @@ def eval_results(results: dict[str, Any]) -> list[EvalResult]:
 
 
 def datasets(config: dict[str, Any]) -> list[str]:
-    """Return the Hub data sets of a recipe; skip paths without name, split or revision, which may be local folders."""
+    """Return the Hub data sets of a recipe. Paths without name, split or revision may be local and are left out."""
     names: list[str] = []
     for split in ("train", "forget", "retain", "holdout"):
         spec = config.get(split)
@@ -90,7 +90,7 @@ def _other_models(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def _suite_args(suite: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the suite's definition, row limit and overridden recipe keys; None if it has none of them."""
+    """Return a suite's definition, row limit and overridden recipe keys, or None if it has none of the three."""
     fields = {"definition": suite.get("definition"), "limit": suite.get("limit")}
     fields["overrides"] = [plain(key) for key in suite.get("overrides") or []] or None
     return {key: value for key, value in fields.items() if value is not None} or None

@@ -1,4 +1,4 @@
-"""Statements of the publisher about a model: title, licence, contact, intended use."""
+"""Check and read the publisher's statements about a model: title, licence, contact, intended use."""
 
 import re
 from difflib import get_close_matches
@@ -16,7 +16,7 @@ REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.A
 
 
 def checked(statements: CardStatements) -> CardStatements:
-    """Return the statements unchanged; raise PublishError if a Hub id, the licence or the power is invalid."""
+    """Return the statements unchanged. Raise PublishError if a Hub id, the licence or the power is invalid."""
     if statements.base_model is not None and not REPOSITORY.fullmatch(statements.base_model):
         raise PublishError(f"base_model is '{plain(statements.base_model)}'; give its name on the Hub, as org/name")
     if wrong := [name for name in statements.datasets if not REPOSITORY.fullmatch(name)]:
@@ -44,6 +44,6 @@ def _check_licence(statements: CardStatements) -> None:
 
 
 def saved_statements(run: Path) -> CardStatements:
-    """Return the statements that `write_card` saved in a run, or empty statements if it saved none."""
+    """Return the statements that `write_card` saved in a run, or empty statements if none were saved."""
     file, advice = run / STATEMENTS, "delete it and make the card again"
     return formats.read(file, CardStatements, advice=advice) if file.is_file() else CardStatements()

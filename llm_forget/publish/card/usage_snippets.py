@@ -1,4 +1,4 @@
-"""The Python code in a model card. It needs transformers and PEFT, but not this package."""
+"""Write the Python code in a model card. The code needs transformers and PEFT, but not this package."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ UNKNOWN_BASE = "PATH-OF-THE-BASE-MODEL"
 
 @dataclass(frozen=True)
 class CodeNames:
-    """The names in the code as Python string literals, so that a name cannot inject code."""
+    """The names in the code, as Python string literals, so that a name cannot inject code."""
 
     repository: str
     revision: str
-    base: str
-    base_revision: str | None
+    base: str  # Hub id or public name of the base model
+    base_revision: str | None  # commit of a base on the Hub
 
 
 def base_name(evidence: Evidence, statements: CardStatements) -> str:
-    """Return the Hub id of the base model, or its public name if it is not on the Hub."""
+    """Return the Hub id of the base model or, if it has none, its public name or a placeholder."""
     base = evidence.provenance.get("base", {})
     before = evidence.results["models"].get("before") or {}
     return statements.base_model or model_name(base) or str(before.get("name", "")) or UNKNOWN_BASE
 
 
 def code_names(repository: str, revision: str, base: str, facts: Mapping[str, Any]) -> CodeNames:
-    """Quote all names as Python literals; ``base_revision`` is the commit of a base from the Hub, otherwise None."""
+    """Return all names as Python literals. ``facts`` is the entry of the base model in provenance.json."""
     commit = str(facts["digest"]).removeprefix("commit:") if hub_id(facts) == base else None
     return CodeNames(_literal(repository), _literal(revision), _literal(base), _literal(commit) if commit else None)
 
@@ -47,12 +47,12 @@ def code_names(repository: str, revision: str, base: str, facts: Mapping[str, An
 class PromptFormat:
     """The prompt format of training, and whether the folder of weights has its own tokenizer."""
 
-    template: str | None  # contains {prompt}; None: the tokenizer's chat template
-    tokenizer: bool
+    template: str | None  # text that contains {prompt}; None: the tokenizer's chat template
+    tokenizer: bool  # whether the folder of weights has a tokenizer
 
 
 def prompt_format(folder: Path, config: Mapping[str, Any]) -> PromptFormat:
-    """Read the prompt format from a folder of weights and a recipe."""
+    """Return the prompt format that a folder of weights and a recipe define."""
     file = folder / "tokenizer_config.json"
     chat = (folder / "chat_template.jinja").is_file() or (file.is_file() and "chat_template" in read_json(file))
     use_chat = config.get("use_chat_template")
@@ -63,7 +63,7 @@ def prompt_format(folder: Path, config: Mapping[str, Any]) -> PromptFormat:
 def loading_code(
     names: CodeNames, prompting: PromptFormat, *, adapter: bool, form: Mapping[str, Any] | None = None
 ) -> str:
-    """Return code that loads the model and generates; ``form`` is the content of export.json of an exported model."""
+    """Return code that loads the model and generates text. ``form`` is the content of export.json, if exported."""
     arguments = f"{names.repository}, revision={names.revision}"
     if not adapter:
         file = f", gguf_file={_literal(form['file'])}" if form and form["file"] else ""
@@ -83,7 +83,7 @@ tokenizer = AutoTokenizer.from_pretrained({arguments if prompting.tokenizer else
 {_generation_code(prompting)}"""
 
 
-# Runs after `loading_code`: merges the adapter into the base.
+# Code that merges the adapter into the base. It runs after `loading_code`.
 MERGING_CODE = """merged = model.merge_and_unload(safe_merge=True)
 merged.save_pretrained("merged")
 tokenizer.save_pretrained("merged")"""
@@ -91,7 +91,7 @@ QUESTION = "What is the capital of France?"
 
 
 def _generation_code(prompting: PromptFormat) -> str:
-    """Return code that formats a prompt as in training and generates."""
+    """Return code that formats a prompt as in training and generates an answer."""
     if prompting.template is None:
         inputs = f"""messages = [{{"role": "user", "content": "{QUESTION}"}}]
 inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")"""

@@ -1,1 +1,1 @@
-"""Push publications to the Hub, pull and verify them, and purge withdrawn versions."""
+"""Push publications to the Hub, pull and verify them, and remove withdrawn versions."""

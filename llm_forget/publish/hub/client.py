@@ -23,7 +23,7 @@ SIGNED_URL = re.compile(r"(https?://[^\s?'\"]+)\?[^\s'\"]+")  # upload URLs carr
 
 
 def client() -> HfApi:
-    """Return a Hub client that identifies as this package; it shows progress bars only if stderr is a terminal."""
+    """Return a Hub client that identifies as this package. It shows progress bars only if stderr is a terminal."""
     from huggingface_hub import HfApi
     from huggingface_hub.utils import disable_progress_bars
 
@@ -38,7 +38,7 @@ def client() -> HfApi:
 
 
 class UnsignedUrls(logging.Filter):
-    """Remove the signatures of upload URLs from log messages of the client."""
+    """A log filter that removes the signatures of upload URLs from messages of the client."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.msg, record.args = SIGNED_URL.sub(r"\1", record.getMessage()), ()
@@ -47,7 +47,7 @@ class UnsignedUrls(logging.Filter):
 
 @contextmanager
 def hub_errors(repository: str) -> Iterator[None]:
-    """Raise errors of the Hub client as a `HubError` whose text has no token or URL; other errors pass unchanged."""
+    """Raise errors of the Hub client in a ``with`` block as `HubError`, without token or URL. Others are unchanged."""
     from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
     try:
@@ -67,7 +67,7 @@ def hub_errors(repository: str) -> Iterator[None]:
 
 
 def _from_client(error: BaseException) -> bool:
-    """Return whether an error was raised by the Hub client or its HTTP libraries."""
+    """Return whether an error was raised in the Hub client or in one of its HTTP libraries."""
     frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
     return any(frame.f_globals.get("__name__", "").partition(".")[0] in CLIENT_PACKAGES for frame in frames)
 
@@ -96,7 +96,7 @@ def _unexpected_text(error: Exception, repository: str) -> str:
 
 
 def _connection_text(error: BaseException) -> str:
-    """Return why the Hub did not answer. Classes are compared by name, because clients use different HTTP libraries."""
+    """Return why the Hub did not answer. Errors are compared by class name, as clients use several HTTP libraries."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
     texts = {
         "ProxyError": "the proxy refused the request; check HTTPS_PROXY and NO_PROXY",

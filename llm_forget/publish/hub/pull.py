@@ -1,4 +1,4 @@
-"""Download a published version, and keep it only if all files match the listing and the manifest."""
+"""Download a published version, and keep it only if all its files match its listing and its manifest."""
 
 import os
 import re
@@ -27,8 +27,8 @@ class Pulled:
 
     folder: Path
     commit: str
-    files: tuple[str, ...]
-    signer: str | None  # fingerprint of the signing key; verified only if `pull` received a key
+    files: tuple[str, ...]  # names
+    signer: str | None  # fingerprint of the signing key, if signed; verified only if `pull` received a key
 
 
 def pull(
@@ -39,17 +39,17 @@ def pull(
     max_size: str = MAX_SIZE,
     key: str | Path | None = None,
 ) -> Pulled:
-    """Download the files that `push` listed, and verify their digests. For an adapter, verify its manifest too.
+    """Download the files that `push` listed, and verify their digests. For an adapter, verify its manifest, too.
 
     Args:
-        folder: a new or empty folder. A folder that already holds this version is verified and left unchanged.
-        max_size: maximum size of all files together, such as 50GB; checked before any download.
+        folder: a new or empty folder. A folder that already contains this version is verified and left unchanged.
+        max_size: maximum size of all files together, such as 50GB. It is checked before any download.
         key: public key that must have signed the listing, as PEM text or a PEM file.
 
     Raises:
         HubError: the Hub refused, or could not be reached.
-        AdapterRefused: a file is not the one that was pushed; nothing is kept.
-        EvidenceBroken: the listing was not signed with the key; nothing is kept.
+        AdapterRefused: a file is not the one that was pushed. Nothing is kept.
+        EvidenceBroken: the listing was not signed with the key. Nothing is kept.
         PublishError: this package did not push the version, it exceeds ``max_size``, or the folder has other files.
     """
     from llm_forget.models.adapters.verification import verify_adapter
@@ -93,7 +93,7 @@ def pull(
 
 
 def _signer(folder: Path, repository: str, key: str | Path | None) -> str | None:
-    """Verify the signature if ``key`` is given. Return the fingerprint of the signing key; None without a signature."""
+    """Return the signing key's fingerprint, or None without a signature. If ``key`` is set, verify the signature."""
     if not (folder / SIGNATURE).is_file():
         if key is None:
             return None
@@ -106,7 +106,7 @@ def _signer(folder: Path, repository: str, key: str | Path | None) -> str | None
 
 
 def parse_size(size: str) -> int:
-    """Parse a size such as 50GB or 800MiB into bytes; raise PublishError for any other text."""
+    """Return the bytes of a size such as 50GB or 800MiB. Raise PublishError for any other text."""
     match = SIZE.fullmatch(size)
     if match is None or not float(match[1]):
         raise PublishError(f"max_size is '{size}'; set a number and a unit, such as 50GB")
@@ -115,7 +115,7 @@ def parse_size(size: str) -> int:
 
 
 def _listed_files(listing: dict[str, Any] | None, repository: str, revision: str) -> dict[str, str]:
-    """Return the digests of the listed files; raise AdapterRefused if a listed file name is not `allowed`."""
+    """Return the digests of the listed files by name. Raise AdapterRefused if a listed file name is not `allowed`."""
     if listing is None or not listing["files"]:
         raise PublishError(
             f"'{repository}' at {revision} has no {LISTING}, so this package did not push it; download it with "

@@ -1,7 +1,7 @@
 """Withdraw versions from the Hub: remove them, and verify the removal.
 
-A branch keeps its whole history. So if the history holds a withdrawn commit, the branch is squashed into its last
-commit. Tags on that history, and large files that no remaining commit uses, are deleted.
+A branch keeps its whole history. So if the history contains a withdrawn commit, the branch is squashed into its last
+commit. Tags on that history are deleted, and large files that no remaining commit uses.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ class Plan:
     """The actions of a purge, planned before anything is changed."""
 
     repository: str
-    commits: tuple[str, ...]  # withdrawn
-    squashed: tuple[str, ...]  # branches whose history is squashed
-    dropped: tuple[str, ...]  # deleted branches, which end in a withdrawn commit
-    tags: tuple[str, ...]  # deleted tags, whose history holds a withdrawn commit
+    commits: tuple[str, ...]  # withdrawn commits
+    squashed: tuple[str, ...]  # branches whose history will be squashed
+    dropped: tuple[str, ...]  # branches to delete, because they end in a withdrawn commit
+    tags: tuple[str, ...]  # tags to delete, because their history contains a withdrawn commit
     kept_tags: dict[str, str] = field(default_factory=dict)  # tag to create again -> squashed branch that it points to
-    lfs: tuple[str, ...] = ()  # digests of large files that no remaining commit has
+    lfs: tuple[str, ...] = ()  # digests of large files to delete, because no remaining commit has them
     files: dict[str, tuple[str, ...]] = field(default_factory=dict)  # withdrawn commit -> files to check afterwards
 
 
 def plan(repository: str, revisions: Iterable[str]) -> Plan:
     """Plan the removal of revisions (tags, branches or commits), and of all other commits with the same weights.
 
-    Raises PublishError if a revision is unknown, or if main ends in a withdrawn commit or a pull request contains one.
+    Raise PublishError if a revision is unknown, if main ends in a withdrawn commit, or if a pull request contains one.
     """
     api = client()
     with hub_errors(check_repository(repository)):
@@ -74,7 +74,7 @@ def plan(repository: str, revisions: Iterable[str]) -> Plan:
 def _files_by_commit(
     api: HfApi, repository: str, histories: Iterable[set[str]], named_commits: Iterable[str]
 ) -> dict[str, dict[str, str]]:
-    """Return the file digests of every reachable commit, and of each named commit that still exists."""
+    """Return the file digests of each commit in ``histories``, and of each named commit that still exists."""
     reachable = set[str]().union(*histories)
     files_of = {commit: file_digests(api, repository, commit) for commit in sorted(reachable)}
     for commit in named_commits:
@@ -84,7 +84,7 @@ def _files_by_commit(
 
 
 def _with_same_weights(named_commits: list[str], files_of: dict[str, dict[str, str]]) -> list[str]:
-    """Return the named commits, then all other commits that have the same weights as one of them."""
+    """Return the named commits, followed by all other commits that have the same weights as one of them."""
     weights = {_weights(files_of.get(commit, {})) for commit in named_commits} - {frozenset()}
     others = (commit for commit in files_of if commit not in named_commits)
     return [*named_commits, *(commit for commit in others if _weights(files_of[commit]) in weights)]
@@ -104,7 +104,7 @@ def _refuse_unpurgeable(
 
 
 def purge(withdrawal: Plan) -> None:
-    """Carry out a plan; raise PublishError if the Hub still serves a withdrawn commit or file afterwards."""
+    """Carry out a plan. Raise PublishError if the Hub still serves a withdrawn commit or file afterwards."""
     api = client()
     repository = withdrawal.repository
     with hub_errors(repository):
@@ -137,7 +137,7 @@ def _remaining_on_hub(api: HfApi, withdrawal: Plan) -> list[str]:
 
 
 def _weights(files: dict[str, str]) -> frozenset[str]:
-    """Return the digests of the weights of a commit; commits with equal digests hold the same model."""
+    """Return the digests of the weights of a commit. Commits with equal digests contain the same model."""
     return frozenset(digest for name, digest in files.items() if WEIGHTS.fullmatch(name))
 
 

@@ -1,4 +1,4 @@
-"""Push the files of a publication in one commit, and tag it. Pushing the same publication again sends nothing."""
+"""Push the files of a publication in one commit, and tag the commit. A second push of the same files sends nothing."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ MAX_LISTING = PublishedFiles.MAX_BYTES
 
 @dataclass(frozen=True)
 class Pushed:
-    """Result of a push: commit, tag and changed files."""
+    """The result of a push: commit, tag and changed files."""
 
     repository: str
     commit: str
     tag: str
-    sent: tuple[str, ...]  # files that were new or changed
-    removed: tuple[str, ...]  # deleted files, which an earlier push had added
+    sent: tuple[str, ...]  # names of files that were new or changed
+    removed: tuple[str, ...]  # names of deleted files, which an earlier push had added
 
 
 def check_repository(name: str) -> str:
-    """Return the name of a repository; raise PublishError if it is not of the form ``org/name``."""
+    """Return the name of a repository unchanged. Raise PublishError if it does not have the form ``org/name``."""
     if not REPOSITORY.fullmatch(name) or "--" in name or ".." in name:
         raise PublishError(f"'{name}' is not the name of a repository; write it as org/name")
     return name
@@ -46,9 +46,9 @@ def check_repository(name: str) -> str:
 def push(
     publication: Publication, *, private: bool = False, revision: str = "main", api: HfApi | None = None
 ) -> Pushed:
-    """Create the repository if needed, commit all changed files at once, verify the result, and tag it.
+    """Create the repository if needed, commit all changed files at once, verify the commit, and tag it.
 
-    An interrupted push leaves the branch unchanged. Raises HubError if the Hub refuses or cannot be reached. Raises
+    An interrupted push leaves the branch unchanged. Raise HubError if the Hub refuses or cannot be reached. Raise
     PublishError if ``private`` is set but the repository is public, or if the tag exists with other files.
     """
     api = api or client()
@@ -71,7 +71,7 @@ def push(
 
 
 def file_digests(api: HfApi, repository: str, revision: str) -> dict[str, str]:
-    """Return the digest of each file of a revision: ``sha256:`` for large files, ``git:`` for files stored in git."""
+    """Return the digest of each file of a revision: ``sha256:`` for large files, ``git:`` for files in git itself."""
     return {
         file.path: f"sha256:{file.lfs.sha256}" if file.lfs else f"git:{file.blob_id}"
         for file in repository_files(api, repository, revision)
@@ -79,7 +79,7 @@ def file_digests(api: HfApi, repository: str, revision: str) -> dict[str, str]:
 
 
 def repository_files(api: HfApi, repository: str, revision: str) -> Iterator[Any]:
-    """Yield the files of a revision, with path and size; raise PublishError if there are more than `MAX_TREE`."""
+    """Yield the files of a revision, with path and size. Raise PublishError if there are more than `MAX_TREE`."""
     from huggingface_hub.hf_api import RepoFile
 
     for number, file in enumerate(api.list_repo_tree(repository, recursive=True, revision=revision)):
@@ -90,7 +90,7 @@ def repository_files(api: HfApi, repository: str, revision: str) -> Iterator[Any
 
 
 def is_on_hub(file: File, hub_digest: str | None) -> bool:
-    """Return whether the Hub has the same content; ``hub_digest`` is from `file_digests`, or None for a new file."""
+    """Return whether the Hub has the same content. ``hub_digest`` is from `file_digests`, or None for a new file."""
     if hub_digest is None or not hub_digest.startswith("git:"):
         return hub_digest == file.digest
     content = file.read()
@@ -111,7 +111,7 @@ def _commit(
 
 
 def _obsolete_files(api: HfApi, repository: str, head: str, names: set[str]) -> list[str]:
-    """Return the named files that an earlier push added; files that a user added are left out."""
+    """Return those of the named files that an earlier push added. Files that a user added are left out."""
     if LISTING not in names and not any(map(allowed, names)):
         return []
     listing = read_listing(api, repository, head)
@@ -120,7 +120,7 @@ def _obsolete_files(api: HfApi, repository: str, head: str, names: set[str]) -> 
 
 
 def read_listing(api: HfApi, repository: str, revision: str) -> dict[str, Any] | None:
-    """Return ``published.json`` of a revision; None if it is missing or unreadable."""
+    """Return the content of ``published.json`` of a revision, or None if the file is missing or unreadable."""
     from huggingface_hub.errors import RemoteEntryNotFoundError  # raised only if the Hub answered
 
     with tempfile.TemporaryDirectory() as folder:
@@ -132,7 +132,7 @@ def read_listing(api: HfApi, repository: str, revision: str) -> dict[str, Any] |
 
 
 def parse_listing(file: Path) -> dict[str, Any] | None:
-    """Parse ``published.json``. Returns None if another program wrote it; raises AdapterRefused for a wrong format."""
+    """Return the content of ``published.json``, or None if another program wrote it. Raise AdapterRefused if wrong."""
     try:
         content = strict_loads(file.read_bytes(), MAX_LISTING)
     except ValueError:
@@ -151,7 +151,7 @@ def _require_same_files(publication: Publication, hub_digests: dict[str, str]) -
 
 
 def _tag(api: HfApi, publication: Publication, commit: str) -> None:
-    """Tag the commit; raise PublishError if the tag already exists with other files."""
+    """Tag the commit. Raise PublishError if the tag already exists with other files."""
     tags = {tag.name: tag.target_commit for tag in api.list_repo_refs(publication.repository).tags}
     if publication.tag not in tags:
         api.create_tag(publication.repository, tag=publication.tag, revision=commit, exist_ok=True)

@@ -1,1 +1,1 @@
-"""Workflows: each module implements one action that writes a run, a model or results."""
+"""Workflows: one module for each action that writes a run, a model or results, such as `unlearn` and `evaluate`."""

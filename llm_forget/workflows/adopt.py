@@ -32,9 +32,9 @@ from llm_forget.models.load import load_base
 def inspect_adapter(folder: str | Path) -> dict[str, Any]:
     """Describe an adapter from its files, without reading weights.
 
-    Returns ``base`` (from its configuration, unverified), ``rank``, ``modules`` (names), the numbers of ``tensors`` and
-    ``parameters``, and ``manifest`` (whether it has a manifest of this package). Raises AdapterRefused or
-    FileNotFoundError; see `models.adapters.verification.verify_adapter`.
+    Return ``base`` (from its configuration, unverified), ``rank``, ``modules`` (names), the numbers of ``tensors`` and
+    ``parameters``, and ``manifest`` (whether it has a manifest of this package). Raise AdapterRefused or
+    FileNotFoundError as `models.adapters.verification.verify_adapter` does.
     """
     folder = Path(folder)
     manifest = verify_adapter(folder, trust=True)
@@ -59,18 +59,19 @@ def adopt(
     base_revision: str = "main",
     dtype: str = "float32",
 ) -> Run:
-    """Check that an adapter is plain LoRA, complete and finite, and fits the base; copy it with a manifest into a run.
+    """Check an adapter from another source, copy it with a manifest into a run, and return the run.
 
-    The adapter must also change the logits. The checks do not show that it is good or has forgotten anything. The run
-    can be used like a model: as the target of `unlearn`, in `evaluate` and in `merge`. The source folder is not
-    changed. Embeddings that PEFT saved with the adapter are dropped if they equal the base's; otherwise the adapter is
-    refused.
+    The adapter must be plain LoRA, complete and finite, fit the base, and change the logits. These checks do not show
+    that it is good or has forgotten anything. The run can be used like a model: as the target of `unlearn`, in
+    `evaluate` and in `merge`. The source folder is not changed. Embeddings that PEFT saved with the adapter are left
+    out if they equal the base's. If they differ, the adapter is refused.
 
     Args:
         folder: folder with ``adapter_config.json`` and ``adapter_model.safetensors``.
-        output_dir: folder of the run; must be empty or not exist.
-        base: name of the base model; default: the name in the adapter's configuration.
+        output_dir: folder of the run. It must be empty or not exist.
+        base: name of the base model. Default: the name in the adapter's configuration.
         base_revision: revision of a base on the Hub.
+        dtype: dtype in which the base is loaded.
 
     Raises:
         AdapterRefused: see `models.adapters.files.load_adapter`.
@@ -106,7 +107,7 @@ def adopt(
 
 @contextmanager
 def _without_embeddings(model: Any, folder: Path) -> Iterator[Path]:
-    """Yield the folder; if its weights include embeddings equal to the base's, yield a temporary copy without them."""
+    """Yield the folder, or a temporary copy without the base's embeddings. Raise AdapterRefused if these differ."""
     from safetensors.torch import load_file, save_file
 
     extra = saved_embeddings(model, safe_read.read_header(folder / ADAPTER_WEIGHTS))
@@ -127,7 +128,7 @@ def _without_embeddings(model: Any, folder: Path) -> Iterator[Path]:
 
 
 def _same(saved: Any, weight: Any) -> bool:
-    """Return whether two tensors are equal after casting one to the dtype of the other."""
+    """Return whether two tensors are equal after one of them is cast to the dtype of the other."""
     import torch
 
     weight = weight.detach().cpu()

@@ -1,4 +1,4 @@
-"""`method: auto`: choose the teacher, and set rate, epochs, batch and rank where the recipe leaves them out."""
+"""`method: auto`: choose a teacher, and set learning rate, epochs, batch and rank if the recipe does not set them."""
 
 import dataclasses
 import logging
@@ -26,24 +26,24 @@ from llm_forget.training.job import template_of
 logger = logging.getLogger("llm_forget")
 
 AUTO = "auto"
-TOKENS_PER_BATCH = 1024  # of forget rows
-BATCH_SIZES = (4, 24)
-CHARACTERS_PER_TOKEN = 4  # about; only for the size of a batch
-STEPS = 480  # of the whole training
-EPOCHS = (5, 100)
-ROWS_PER_ROW = {"stranger": 3}  # rows in training for each forget row, with those that a teacher adds
-RANK = 64  # of the adapter; alpha is twice that
-UNTRAINED = 0.8  # share of log V, the loss of a guess, from which a base counts as untrained
-BASE_ROWS = 16  # retain rows that show it
-# Parameters up to which a rate is used. Only the first was measured: on a model of 2.6 million parameters (LOG.md).
+TOKENS_PER_BATCH = 1024  # number of tokens of forget rows in a batch
+BATCH_SIZES = (4, 24)  # minimum and maximum
+CHARACTERS_PER_TOKEN = 4  # approximate; used only for the size of a batch
+STEPS = 480  # number of steps of the whole training
+EPOCHS = (5, 100)  # minimum and maximum
+ROWS_PER_ROW = {"stranger": 3}  # training rows for each forget row, including rows that the teacher adds
+RANK = 64  # rank of the adapter; alpha is twice the rank
+UNTRAINED = 0.8  # a base with a loss above this share of log V (the loss of a guess) counts as untrained
+BASE_ROWS = 16  # number of retain rows on which this loss is measured
+# (maximum number of parameters, learning rate). Only the first was measured: with 2.6 million parameters (LOG.md).
 RATES = ((20e6, 2e-3), (1e9, 4e-4), (math.inf, 1e-4))
 
 
 def resolve(data: DataConfig, train: UnlearnConfig, model: ModelConfig) -> None:
-    """Replace `method: auto` in a configuration, in place, by a method with a teacher; log the choice and the reason.
+    """Replace `method: auto` in a configuration, in place, by a method with a teacher. Log the choice and the reason.
 
-    Keys that the recipe or the command line sets stay. Raises ConfigError without forget rows, or with objective or
-    method_args.
+    Keys that the recipe or the command line sets are not changed. Raise ConfigError if the forget rows are missing, or
+    if objective or method_args is set.
     """
     if train.objective is not None or train.method_args:
         raise ConfigError("method auto chooses the objective; remove objective and method_args, or name a method")
@@ -72,7 +72,7 @@ def _name(teacher: Any) -> str:
 
 
 def _teacher(data: DataConfig, model: ModelConfig, rows: list[Any]) -> tuple[Any, str]:
-    """Return the best teacher that the inputs allow, and the reason."""
+    """Return (teacher, reason): the best teacher that the rows and the target allow."""
     if data.retain is None:
         return "self", "since there are no retain rows to train another model on"
     retain = list(sample(_load(data, "retain"), RETAIN_SAMPLE))
@@ -84,7 +84,7 @@ def _teacher(data: DataConfig, model: ModelConfig, rows: list[Any]) -> tuple[Any
 
 
 def _can_borrow_names(rows: list[Any], retain: list[Any], model: ModelConfig) -> bool:
-    """Return whether the teacher ``stranger`` finds names in all forget rows, and invented names to replace them."""
+    """Return whether teacher ``stranger`` finds names in all forget rows and can invent names to replace them."""
     try:
         names, others = names_of(rows, "subject_name"), other_names(retain, "subject_name")
         borrowed_names(names, others, ids_inside_a_sentence(load_tokenizer(model)), 1, 0)
@@ -94,7 +94,7 @@ def _can_borrow_names(rows: list[Any], retain: list[Any], model: ModelConfig) ->
 
 
 def _base(data: DataConfig, model: ModelConfig, retain: list[Any]) -> str:
-    """Return the model that the target was fine-tuned from, if it is a run and that model is trained; else `SMALL`."""
+    """Return the model that the target was fine-tuned from, or `SMALL` if it is unknown or was never trained."""
     run = Run(Path(str(model.model_name_or_path)))
     if not run.provenance_file.is_file():
         return SMALL
@@ -103,7 +103,7 @@ def _base(data: DataConfig, model: ModelConfig, retain: list[Any]) -> str:
 
 
 def _is_trained(name: str, data: DataConfig, model: ModelConfig, retain: list[Any]) -> bool:
-    """Return whether a model predicts retain rows better than a guess; adapters on an untrained one learn nothing."""
+    """Return whether a model predicts retain rows better than a guess. Adapters on an untrained model learn nothing."""
     tokenizer = load_tokenizer(model)
     limits = {"max_length": data.max_length, "stride": data.stride}
     rows = tokenise_rows(retain[:BASE_ROWS], tokenizer, template_of(data, tokenizer), **limits)

@@ -1,7 +1,7 @@
-"""Train the models that the teachers ``divergence`` and ``base`` read: with the forget rows, and without them.
+"""Train the auxiliary models that the teachers ``divergence`` and ``base`` read, with and without the forget rows.
 
-Each is a run beside the run that it serves, ``<output_dir>-aux_with`` and ``<output_dir>-aux_without``. The model with
-the rows saw the same data for every later request, so the recipe of such a request names it: ``aux_with: RUN``.
+Each is a run with its own folder, ``<output_dir>-aux_with`` or ``<output_dir>-aux_without``. The model ``aux_with`` can
+be reused when further rows of the same data must be forgotten: set ``aux_with: RUN`` in their recipe.
 """
 
 import dataclasses
@@ -31,10 +31,9 @@ TRAINING = ("seed", "per_device_train_batch_size", "gradient_accumulation_steps"
 def train_auxiliary_models(
     teacher: TeacherSpec, data: DataConfig, train: UnlearnConfig, model: ModelConfig
 ) -> TeacherSpec:
-    """Train the models of a teacher that no key names; a finished one is only trained again with ``overwrite``.
+    """Train the models that a teacher lacks, and return the teacher with all its models.
 
-    Returns:
-        The teacher with all its models.
+    Finished models are trained again only with ``overwrite``. Raise ConfigError without retain rows.
     """
     if teacher.base is None:
         return teacher
@@ -60,7 +59,7 @@ def train_auxiliary_models(
 
 
 def refuse_other_vocabularies(teacher: TeacherSpec, model: ModelConfig) -> None:
-    """Raise ConfigError if a model of a teacher has another number of logits than the target."""
+    """Raise ConfigError if the number of logits of a teacher's model differs from that of the target."""
     sources = dict(teacher.models) | ({"base": teacher.base} if teacher.base not in (None, SMALL) else {})
     for name, source in sources.items():
         size = vocabulary_size(replace(model, model_name_or_path=source, model_revision="main"))
@@ -78,7 +77,7 @@ def _rows(name: str, data: DataConfig) -> Any:
 
 
 def _unweighted(source: Any) -> Any:
-    """Return a source without its share of a mixture, since an epoch of `finetune` passes over every row."""
+    """Return a source without its weight in a mixture, because an epoch of `finetune` contains every row."""
     return {key: value for key, value in source.items() if key != "weight"} if isinstance(source, dict) else source
 
 

@@ -1,4 +1,4 @@
-"""Measure, before training, where a model that never saw the forget rows would be: the target on holdout rows."""
+"""Before training, measure the target on holdout rows, to estimate the levels that unlearning should reach."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -35,16 +35,16 @@ def calibrate(**keys: Any) -> dict[str, Any]:
     """Calibrate with the keys of an unlearning recipe as arguments.
 
     Returns:
-        ``holdout``: level -> ``value``, ``low``, ``high`` (95 % interval over subjects) of the untouched target on
-        holdout rows; ``forget``: level -> value of the untouched target on forget rows.
+        ``holdout``: for each level, the ``value`` of the target on holdout rows, and ``low`` and ``high`` of its 95 %
+        interval over subjects. ``forget``: for each level, its value on forget rows.
 
-    Raises ConfigError without holdout or forget rows.
+    Raise ConfigError if holdout or forget rows are missing.
     """
     return run_calibration(*from_keys(keys, UnlearnConfig))
 
 
 def run_calibration(data: DataConfig, train: UnlearnConfig, model: ModelConfig) -> dict[str, Any]:
-    """Calibrate with a checked configuration; `calibrate` and the command line call this."""
+    """Calibrate with a checked configuration. `calibrate` and the command line call this function."""
     for split in ("forget", "holdout"):
         if getattr(data, split) is None:
             raise ConfigError(f"calibration needs rows of '{split}'; set the key '{split}' to a file or data set")
@@ -58,7 +58,7 @@ def run_calibration(data: DataConfig, train: UnlearnConfig, model: ModelConfig) 
 
 
 def show(levels: dict[str, Any], console: Console) -> None:
-    """Print the levels as a table."""
+    """Print the result of `calibrate` as a table."""
     table = Table("level", "forget rows now", "unseen rows", "95 % interval")
     for name in NAMES:
         holdout = levels["holdout"][name]

@@ -37,7 +37,7 @@ from llm_forget.models.load import load_tokenizer
 
 DEFAULT_SUITE = "basic"
 MAPPINGS = ("splits", "fields", "chat_template_kwargs")
-ROW_KEYS = {field.name for field in dataclasses.fields(DataConfig)} | {"dtype", "use_cpu"}  # keys that affect the rows
+ROW_KEYS = {field.name for field in dataclasses.fields(DataConfig)} | {"dtype", "use_cpu"}  # keys of an evaluation
 
 
 def evaluate(
@@ -59,26 +59,26 @@ def evaluate(
     """Evaluate a run with suites, write its records, rows.json and results.json, and print tables and verdicts.
 
     Args:
-        run: a finished run, or any model (Hub id, folder, adapter), for which only the cache is written.
-        suite: names of shipped suites or YAML files, as a list or comma-separated; default: the run's, else ``basic``.
-        target: the model before unlearning; default: the model that the run unlearned from.
-        target_revision: commit, tag or branch of a ``target`` on the Hub; default: main.
-        oracle: a model never trained on the forget rows; default: the run's ``oracle``; without one, an empty column.
-            Several (a list, or comma-separated) are measured alike, and the column is their mean.
+        run: a finished run, or any model (Hub id, folder, adapter). For a model, only the cache is written.
+        suite: names of shipped suites or YAML files, as a list or comma-separated. Default: the run's, else ``basic``.
+        target: the model before unlearning. Default: the model that the run unlearned from.
+        target_revision: commit, tag or branch of a ``target`` on the Hub. Default: main.
+        oracle: a model never trained on the forget rows. Default: the run's ``oracle``; without one, the column is
+            empty. Of several oracles (a list, or comma-separated), the column is the mean.
         limit: maximum number of rows of each probe, sampled with a fixed seed.
-        batch_size: maximum number of sequences in a batch; halved when memory runs out.
-        show_text: number of generations of each model to print to the terminal; they are never written to results.
+        batch_size: maximum number of sequences in a batch. It is halved when memory runs out.
+        show_text: number of generations of each model to print to the terminal. They are never written to results.
         vllm: generate with vLLM, which needs a GPU and the extra of that name.
         quiet: print nothing.
-        keep: write results.json and rows.json into the run; records are written in any case.
-        records: folder for the records, generated texts included, of a model that is not a run; default: the cache.
-        overrides: recipe keys that replace the run's, such as ``data_path``, ``forget``, ``splits`` or ``dtype``.
+        keep: write results.json and rows.json into the run. Records are written in any case.
+        records: folder for the records (with generated texts) of a model that is not a run. Default: the cache.
+        overrides: recipe keys that replace those of the run, such as ``data_path``, ``forget``, ``splits``, ``dtype``.
 
     Returns:
         The content of results.json, the same in all processes. A value is None if it could not be computed. Earlier
         results of other suites for the same models and rows are included.
 
-    Raises MissingPackageError if vLLM is requested but not installed. Raises ConfigError, DataError, EvaluationError or
+    Raise MissingPackageError if vLLM is requested but not installed. Raise ConfigError, DataError, EvaluationError or
     ModelError if suites, rows, models and settings do not fit together.
     """
     began = time.perf_counter()
@@ -120,9 +120,9 @@ def evaluate(
 
 
 def check_measurable(config: dict[str, Any], suite: str | Sequence[str | Path] | None = None) -> None:
-    """Check before training that the suites can evaluate the run of a recipe. Tokenises all rows, but loads no weights.
+    """Before training, check that the suites can evaluate the run of a recipe. Tokenise all rows, but load no weights.
 
-    Raises ConfigError or EvaluationError for a missing split or column, an unknown suite, or an oracle with another
+    Raise ConfigError or EvaluationError for a missing split or column, an unknown suite, or an oracle with another
     vocabulary.
     """
     suites = _suites(suite or config.get("suite") or DEFAULT_SUITE, config)
@@ -139,7 +139,7 @@ def check_measurable(config: dict[str, Any], suite: str | Sequence[str | Path] |
 
 
 def _check_tasks(tasks: Sequence[Task], config: dict[str, Any]) -> None:
-    """Raise an error for lm-eval tasks and metrics that do not exist."""
+    """Raise an error if an lm-eval task or its metric does not exist."""
     for task in tasks:
         check_tasks([task.task], Path(config["data_path"]) if config.get("data_path") else None)
         check_metric(task.task, task.metric)
@@ -161,7 +161,7 @@ def _refuse_without_rows(model: str | Path, suites: dict[str, Suite], config: di
 
 
 def _refuse_tasks(suites: dict[str, Suite], processes: int) -> None:
-    """Raise ConfigError for lm-eval tasks in several processes, because each process would measure every row."""
+    """Raise ConfigError for lm-eval tasks with several processes, because each process would measure every row."""
     for suite in suites.values():
         if suite.tasks and processes > 1:
             raise ConfigError(
@@ -171,7 +171,7 @@ def _refuse_tasks(suites: dict[str, Suite], processes: int) -> None:
 
 
 def _through_vllm(models: dict[str, EvaluatedModel], processes: int) -> dict[str, EvaluatedModel]:
-    """Set the models to generate with vLLM; raise an error if vLLM does not support one of them."""
+    """Return the models with vLLM as their engine. Raise an error if vLLM does not support one of them."""
     if processes > 1:
         raise ConfigError("vLLM distributes the work itself; evaluate without accelerate launch, or without vllm")
     for evaluated in models.values():
@@ -207,7 +207,7 @@ def _configuration(
 
 
 def check_keys(overrides: dict[str, Any], *, of: str = "evaluate") -> None:
-    """Raise ConfigError for keys and values that are not valid in a recipe; ``of`` is the command in the message."""
+    """Raise ConfigError for keys and values that a recipe does not allow. ``of`` is the command in the message."""
     allowed = keys_of(UnlearnConfig)
     for key, value in overrides.items():
         if key not in allowed:
@@ -216,7 +216,7 @@ def check_keys(overrides: dict[str, Any], *, of: str = "evaluate") -> None:
 
 
 def _check_type(key: str, value: Any) -> None:
-    """Raise ConfigError if the value of an override has the wrong type."""
+    """Raise ConfigError if the value of a key has the wrong type."""
     if key in MAPPINGS and value is not None and not isinstance(value, dict):
         raise ConfigError(f"'{key}' must be a mapping, as in '{{name: value}}', not '{value}'")
     default = next((f.default for c in (DataConfig, ModelConfig) for f in dataclasses.fields(c) if f.name == key), None)
@@ -231,7 +231,7 @@ def _check_type(key: str, value: Any) -> None:
 def _evaluated_models(
     config: dict[str, Any], run: Run | None, target: str | None, oracle: Any, target_revision: str | None
 ) -> dict[str, EvaluatedModel]:
-    """Return the models to evaluate by role; roles without a model are left out."""
+    """Return the models to evaluate by role: ``unlearned``, ``before``, oracles. Roles without a model are left out."""
     model = model_part(config)
     models = {}
     for place, name in enumerate(oracle_names(oracle)):
@@ -275,7 +275,7 @@ def _same_precision(model: ModelConfig, name: str, revision: str | None = None) 
 
 
 def _common_tokenizer(models: dict[str, EvaluatedModel]) -> Any:
-    """Load the tokenizer; raise ConfigError if vocabularies differ, because values per token are compared."""
+    """Return the tokenizer of all models. Raise ConfigError if vocabularies differ: values per token are compared."""
     tokenizer = load_tokenizer(models["unlearned"].model)
     for role, evaluated in models.items():
         if evaluated.model.model_name_or_path != models["unlearned"].model.model_name_or_path:
@@ -292,7 +292,7 @@ def _vocabulary(tokenizer: Any) -> dict[str, int]:
 
 
 def _works(suite: Suite, config: dict[str, Any], tokenizer: Any) -> tuple[dict[str, Work], dict[str, str]]:
-    """Read the splits and tokenise the rows of each probe; also return a digest of each split that the run defines."""
+    """Return (tokenised rows of each probe, digest of each split that the run defines)."""
     template = template_for(tokenizer, **{k: config[k] for k in TEMPLATE_KEYS if config.get(k) is not None})
     length: dict[str, Any] = {"max_length": config.get("max_length"), "stride": config.get("stride") or 0}
     splits = {name: list(_split(name, suite, config)) for name in suite.splits()}
@@ -306,7 +306,7 @@ def _works(suite: Suite, config: dict[str, Any], tokenizer: Any) -> tuple[dict[s
 def _suites(
     names: str | Path | Sequence[str | Path], config: dict[str, Any], limit: int | None = None
 ) -> dict[str, Suite]:
-    """Load suites without the optional probes whose split neither the run nor the suite defines."""
+    """Load suites by name. Optional probes are left out if neither the run nor the suite defines their split."""
     suites = load_suites(names, limit)
     return {
         name: suite.without(split for split in suite.splits() if _source_of(split, suite, config) is None)
@@ -315,19 +315,19 @@ def _suites(
 
 
 def _run_source(name: str, config: dict[str, Any]) -> Any:
-    """Return the source of a split in the run's configuration; None if the run does not define it."""
+    """Return the source of a split in the run's configuration, or None if the run does not define the split."""
     source = (config.get("splits") or {}).get(name)
     return (config.get(name) or source) if name in SPLITS else source
 
 
 def _source_of(name: str, suite: Suite, config: dict[str, Any]) -> Any:
-    """Return the source of a split from the run's configuration, or from the suite if the run does not define it."""
+    """Return the source of a split in the run's configuration or, if the run does not define it, in the suite."""
     source = _run_source(name, config)
     return source if source is not None else suite.data.get(name)
 
 
 def _split(name: str, suite: Suite, config: dict[str, Any]) -> Any:
-    """Load the rows of a split from its source; raise ConfigError if no source is defined."""
+    """Return the rows of a split. Raise ConfigError if neither the run nor the suite defines the split."""
     source = _source_of(name, suite, config)
     if source is None:
         split_names = sorted(
@@ -343,7 +343,7 @@ def _split(name: str, suite: Suite, config: dict[str, Any]) -> Any:
 
 
 def _texts(works: dict[str, Work], records: dict[str, Any], tokenizer: Any, count: int) -> list[dict[str, str]]:
-    """Return ``count`` evenly spaced rows of the first generating probe: prompt, reference and each model's text."""
+    """Return ``count`` evenly spaced rows of the first probe that generates: id, prompt, truth, and models' texts."""
     name = next((name for name, work in works.items() if work.prompt_rows), None)
     if not count or name is None:
         return []
@@ -361,5 +361,5 @@ def _texts(works: dict[str, Work], records: dict[str, Any], tokenizer: Any, coun
 
 
 def _spread(rows: int, count: int) -> list[int]:
-    """Return ``count`` evenly spaced indices below ``rows``; shift the i-th by i, because the rows may be periodic."""
+    """Return ``count`` evenly spaced indices below ``rows``. The i-th is shifted by i, because rows may be periodic."""
     return sorted({min(rows - 1, i * rows // count + i) for i in range(count)})

@@ -1,7 +1,7 @@
 """Export a model in 4 or 8 bit or as one GGUF file, verify the written files, and evaluate the exported model.
 
-Rounding weights can restore what was forgotten (arXiv:2410.16454), so an exported model has its own digest and results.
-The evaluation rounds only weights. llama.cpp below 16 bit also rounds activations and can give other answers.
+Rounding of weights can restore forgotten knowledge (arXiv:2410.16454), so an exported model has its own digest and
+results. The evaluation rounds only weights. Below 16 bit, llama.cpp also rounds activations and can answer differently.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ from llm_forget.workflows.merge import merge, refuse_inside
 
 logger = logging.getLogger("llm_forget")
 FORMS = (*bitsandbytes.FORMS, *gguf.FORMS)
-# Texts for the reported difference between model and exported form; random tokens are used only to verify the files.
+# Texts on which model and exported form are compared for the report. Random tokens are used only to verify the files.
 TEXTS = (
     "The capital of France is Paris, and the river that runs through it is the Seine.",
     "Question: How many days are there in a leap year?\nAnswer: There are 366 days in a leap year.",
@@ -70,24 +70,24 @@ def export(
     Args:
         model: a run, whose adapter is merged first, or a full model: a folder, a Hub id or a .gguf file.
         form: one of `FORMS`.
-        output_dir: must be empty or not exist; it is filled only if everything succeeds.
-        measure: evaluate on the run's suite and rows, or on those given here, and write ``results.json``.
-        suite, target, oracle, limit, batch_size: see `evaluate`; by default those of the run.
+        output_dir: folder that is empty or does not exist. Files are written only if everything succeeds.
+        measure: evaluate with the run's suite and rows, or with those given here, and write ``results.json``.
+        suite, target, oracle, limit, batch_size: see `evaluate`. Defaults: those of the run.
         quiet: print neither tables nor progress.
         overrides: recipe keys that define the rows of the evaluation, such as ``forget`` and ``retain``.
 
     Returns:
         The content of export.json. ``max_abs_logit_difference`` and ``mean_kl`` (nats per token) compare the exported
-        form with the model on a few texts. ``as_read`` compares the files read back with the rounded weights, and
-        ``tolerance`` limits its logit difference. After an evaluation, ``results`` are of the exported form and
-        ``model_results`` of the model.
+        form with the model on a few texts. ``as_read`` compares the model read from the files with the rounded weights;
+        ``tolerance`` is the limit of this logit difference. After an evaluation, ``results`` are those of the exported
+        form, and ``model_results`` those of the model.
 
     Raises:
-        ModelError, ConfigError, DataError: the form is unknown or does not support the model, the files read back as
-            another model, the folder is not empty, or rows are missing. No files are left behind.
-        MissingPackageError: GGUF without the package gguf.
+        ModelError, ConfigError, DataError: the form is unknown or does not support the model, the files contain another
+            model, the folder is not empty, or rows are missing. No files are left.
+        MissingPackageError: the form is GGUF, and the package gguf is not installed.
         AdapterRefused: a merged model differs from its merge.json.
-        OSError: the disk is full; no files are left behind.
+        OSError: the disk is full. No files are left.
     """
     out = Path(output_dir)
     run = _checked_run(str(model), form, out, overrides)
@@ -115,7 +115,7 @@ def export(
 
 
 def _checked_run(model: str, form: str, out: Path, overrides: dict[str, Any]) -> Run | None:
-    """Make all checks before the export; return the run, or None if the model is not a run."""
+    """Make all checks that precede the export. Return the run, or None if the model is not a run."""
     refuse_processes("export", PartialState())
     if form not in FORMS:
         raise ModelError(f"form is '{form}'; {did_you_mean(form, FORMS)}")
@@ -134,7 +134,7 @@ def _checked_run(model: str, form: str, out: Path, overrides: dict[str, Any]) ->
 
 
 def new_failures(report: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Return (suite, question, answer) for each verdict that the model passes and its exported form fails."""
+    """Return (suite, question, answer) for each question of a verdict that the model passes, but its form does not."""
     if "results" not in report:
         return []
     return [
@@ -147,7 +147,7 @@ def new_failures(report: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _refuse_gguf(model: str) -> None:
-    """Raise an error if GGUF does not support the model, before it is merged or evaluated."""
+    """Before a model is merged or evaluated, raise an error if GGUF does not support it."""
     import importlib.util
 
     if importlib.util.find_spec("gguf") is None:
@@ -170,12 +170,12 @@ class _ExportJob:
 
     @property
     def name(self) -> str:
-        """The name of the model, without local paths."""
+        """Return the name of the model, without local paths."""
         path = Path(self.model)
         return path.resolve().name if path.exists() else self.model
 
     def full_model(self) -> str:
-        """Return the location of the full model; merge the adapter of a run into its base first."""
+        """Return the location of the full model. For a run with an adapter, first merge the adapter into its base."""
         if self.run is not None and self.run.adapter.is_dir():
             logger.info("export: merging '%s'", self.run.path.name)
             merge(self.run.path, self.temporary / "merged", measure=False)
@@ -186,14 +186,14 @@ class _ExportJob:
         return source.location if source.kind in ("folder", "gguf") else self.model
 
     def model_results(self) -> dict[str, Any]:
-        """Evaluate the model on the rows of the export; it runs before the export, to detect missing rows early."""
+        """Return the results of the model itself. They are computed before the export, to detect missing rows early."""
         logger.info("export: evaluating '%s' itself", self.name)
         if self.run is None:
             return self.results_of(self.model)
         return evaluate(self.run.path, keep=False, **self.options, **self.rows)
 
     def results_of(self, model: str) -> dict[str, Any]:
-        """Evaluate a model on the given rows or those of the run; the generated texts are deleted after the export."""
+        """Return the results of a model on the given rows or the run's. Generated texts are deleted with the job."""
         config = self.run.config if self.run is not None else {}
         rows = {**{key: value for key, value in config.items() if key in ROW_KEYS}, **self.rows}
         options = dict(self.options)
@@ -208,7 +208,7 @@ class _ExportJob:
         return evaluate(model, records=records, **options, **rows)
 
     def _link_records(self, records: Path) -> None:
-        """Link the run's records of target and oracle, so that these models are not measured again."""
+        """Link the run's records of target and oracle into ``records``, so that they are not measured again."""
         records.mkdir(exist_ok=True)
         if self.run is None:
             return
@@ -219,7 +219,10 @@ class _ExportJob:
 
 
 def _write(job: _ExportJob, form: str, folder: Path) -> dict[str, Any]:
-    """Write a form and its export.json into a new folder; raise ModelError if the files read back differently."""
+    """Write a form and its export.json to a new folder, and return the content of export.json.
+
+    Raise ModelError if the model that is read from the files differs from the rounded weights.
+    """
     full = job.full_model()
     folder.mkdir()
     args = ModelConfig(
@@ -258,7 +261,7 @@ def _write(job: _ExportJob, form: str, folder: Path) -> dict[str, Any]:
 
 
 def _probes(tokenizer: Any, vocabulary: int) -> list[list[int]]:
-    """Return token ids of `TEXTS`, and random token ids."""
+    """Return prompts as token ids: first those of `TEXTS`, then random ones."""
     return [*(tokenizer(text).input_ids for text in TEXTS), *random_probes(vocabulary)]
 
 
@@ -266,7 +269,7 @@ Written = tuple[dict[str, Any], dict[str, list[Tensor]], Any]
 
 
 def _gguf(job: _ExportJob, args: ModelConfig, form: str, folder: Path, tokenizer: Any) -> Written:
-    """Write a GGUF file; return its details, the logits of the exact, rounded and read-back models, and the dtype."""
+    """Write a GGUF file. Return (details, logits of the models ``exact``, ``rounded`` and ``read`` back, dtype)."""
     model = load_base(args, dequantize=True)
     gguf.refuse_architecture(model.config, job.name)
     probes = _probes(tokenizer, model.config.vocab_size)
@@ -286,7 +289,7 @@ def _gguf(job: _ExportJob, args: ModelConfig, form: str, folder: Path, tokenizer
 
 
 def _quantized(job: _ExportJob, args: ModelConfig, form: str, folder: Path, tokenizer: Any) -> Written:
-    """Write a quantised folder; return the same values as `_gguf`."""
+    """Write a folder with quantised weights. Return the same values as `_gguf`."""
     model = load_base(args, dequantize=True)
     probes = _probes(tokenizer, model.config.vocab_size)
     logits = {"exact": probe_logits(model, probes)}

@@ -1,4 +1,4 @@
-"""Fine-tune targets, which are trained on the forget rows, and oracles, which are never trained on them."""
+"""Fine-tune models: targets, which are trained on the forget rows, and oracles, which are not."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,12 +19,12 @@ def main(argv: Sequence[str]) -> Run:
 
 
 def finetune(**keys: Any) -> Run:
-    """Fine-tune with the keys of a recipe as arguments; trains the full model, or an adapter with ``use_peft=True``."""
+    """Fine-tune the full model, or with ``use_peft=True`` an adapter. Arguments are recipe keys. Return the run."""
     return run_finetuning(*from_keys(keys, TrainConfig))
 
 
 def run_finetuning(data: DataConfig, train: TrainConfig, model: ModelConfig) -> Run:
-    """Fine-tune with a checked configuration; `finetune` and the command line call this."""
+    """Fine-tune with a checked configuration. `finetune` and the command line call this function."""
     if data.train is None:
         raise ConfigError("finetune needs rows to train on; set the key 'train' to a file or data set")
     objective = build_objective(objective={"train": {"name": "nll"}})

@@ -1,4 +1,4 @@
-"""Merge finished runs with adapters into one full model, or combine them into one adapter."""
+"""Merge the adapters of finished runs into one full model, or combine them into one adapter."""
 
 import dataclasses
 import math
@@ -37,7 +37,7 @@ from llm_forget.workflows.evaluate import ROW_KEYS, evaluate
 # Id lists of a deletion request, which are removed when the request is closed.
 REQUEST_LIST = re.compile(r"(?:^|/)(req-[0-9]+)/(?:forget|retain)-[0-9a-f]+\.txt$")
 SIZE = re.compile(r"[1-9][0-9]*(KB|MB|GB|TB)")  # units of transformers' max_shard_size
-# Recipe keys that define the base model; keys about training differ between the merged runs.
+# Recipe keys that define the base model. Keys about training are not included, because they differ between runs.
 BASE_KEYS = (
     "model_name_or_path", "model_revision", "dtype", "attn_implementation", "load_in_4bit", "load_in_8bit",
     "bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage",
@@ -63,32 +63,32 @@ def merge(
 ) -> dict[str, Any]:
     """Merge base and adapters into one full model, compare the logits before and after, and evaluate the written model.
 
-    One run at scale 1 is merged exactly. Otherwise the weight changes are combined: added (cat), reduced in rank (svd),
-    or pruned (ties, magnitude_prune, dare_linear, dare_ties); see `models.merging.combinations`.
+    One run with scale 1 is merged exactly. Otherwise the weight changes are combined: added (cat), reduced in rank
+    (svd), or pruned and added (ties, magnitude_prune, dare_linear, dare_ties); see `models.merging.combinations`.
 
     Args:
         run: a finished run that trained an adapter, or several such runs on the same base.
-        output_dir: must be empty or not exist, and must not be inside a source model, a run or an adapter.
-        scales: one number per run; a negative number subtracts what was learned (task vectors, arXiv:2212.04089).
-        combination: default: cat, or svd if ``rank`` is given.
-        density: share of the weights of each change that pruning keeps; default 0.5.
+        output_dir: folder that is empty or does not exist, and is not inside a source model, a run or an adapter.
+        scales: one number per run. A negative number subtracts the change (task vectors, arXiv:2212.04089).
+        combination: one of the names above. Default: cat, or svd if ``rank`` is given.
+        density: share of the weights of each change that pruning keeps. Default: 0.5.
         majority: how ties and dare_ties choose the sign of each weight's change: the sign of the sum of all changes
             (total), or the sign that more adapters have (frequency).
         seed: random seed of dare_linear and dare_ties.
         rank: rank of svd.
-        as_adapter: write a run with one adapter instead of a full model; cat and svd only.
-        base_precision: for a 4- or 8-bit base: "trained" merges into the dequantised base that was trained on;
-            "original" merges into the unquantised weights, which may undo the forgetting.
-        tolerance: maximum logit difference between adapters and written model; the default depends on the dtype.
-        dtype: dtype of the written model; default: that of training.
+        as_adapter: write a run with one adapter instead of a full model; only for cat and svd.
+        base_precision: for a 4- or 8-bit base, "trained" merges into the dequantised base of training. "original"
+            merges into the unquantised weights, which may undo the forgetting.
+        tolerance: maximum logit difference between adapters and written model. The default depends on the dtype.
+        dtype: dtype of the written model. Default: that of training.
         max_shard_size: maximum size of one file of weights, such as 2GB.
         measure: whether to evaluate the written model with the run's data and suite. Default: only if one run, trained
-            on a 4- or 8-bit base, is merged into the "original" weights: this model was not evaluated before.
+            on a 4- or 8-bit base, is merged into the "original" weights, because this model was never evaluated.
 
     Returns:
         The content of merge.json, and ``results`` if the model was evaluated.
 
-    Raises ModelError or RunError if a run has no adapter or is incomplete, the runs have different bases, a setting is
+    Raise ModelError or RunError if a run has no adapter or is incomplete, the runs have different bases, a setting is
     invalid, the logits differ by more than the tolerance, or the rows for the evaluation no longer exist.
     """
     refuse_processes("merge", PartialState())
@@ -194,7 +194,7 @@ def refuse_inside(folder: Path, models: Sequence[str]) -> None:
 
 
 def _facts(runs: Sequence[Run], scales: Sequence[float]) -> dict[str, Any]:
-    """Describe the sources and the base of a merge; raise ModelError if the runs do not have the same base."""
+    """Return the ``sources`` and the base (``beneath``) of a merge. Raise ModelError if the runs have several bases."""
     digests = [digests_by_layer(find_source(str(run.path)), "main")[-2:] for run in runs]
     wholes = {whole: run for run, (_, whole) in zip(runs, digests, strict=True)}
     for run, (base, _) in zip(runs, digests, strict=True):
@@ -220,7 +220,7 @@ def _base(run: Run) -> str:
 
 
 def _dtype(runs: Sequence[Run], dtype: str | None) -> str | None:
-    """Return the dtype for loading the base: that of training, or ``dtype`` if the runs have different ones."""
+    """Return the dtype for loading the base: that of training, or ``dtype`` if the runs differ in it."""
     trained = [run.config.get("dtype") or "float32" for run in runs]
     if len(set(trained)) == 1:
         return trained[0]
@@ -252,19 +252,19 @@ def _combined(
 
 
 def closed_request(config: Mapping[str, Any]) -> str | None:
-    """Return the deletion request that a run was trained for if its list of row ids was removed, otherwise None."""
+    """Return the id of the deletion request for which a run was trained if its list of rows was removed, else None."""
     lists = (source.get("ids") for key in SPLITS if isinstance(source := config.get(key), Mapping))
     matches = (REQUEST_LIST.search(ids) for ids in lists if isinstance(ids, str) and not Path(ids).is_file())
     return next((match[1] for match in matches if match), None)
 
 
 def evaluate_command(folder: str | Path) -> str:
-    """Return the command that evaluates a model with rows given as options."""
+    """Return the command that evaluates a model, with placeholders for its rows, as text for messages."""
     return f"llm-forget evaluate {folder} --forget ROWS --retain ROWS --target T --oracle O"
 
 
 def refuse_unreadable(config: Mapping[str, Any], folder: str | Path) -> None:
-    """Raise an error if the rows for the evaluation of a run cannot be read; called before a model is written."""
+    """Before a model is written, raise an error if the rows for its evaluation cannot be read."""
     request = closed_request(config)
     if request is not None:
         raise ModelError(
@@ -277,7 +277,7 @@ def refuse_unreadable(config: Mapping[str, Any], folder: str | Path) -> None:
 
 
 def _evaluated(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """Evaluate the written model on the rows of its run, and write results.json."""
+    """Evaluate the written model on the rows of its run, write results.json, and return its content."""
     row_keys = {key: value for key, value in config.items() if key in ROW_KEYS}
     target, oracle = config["model_name_or_path"], config.get("oracle")
     results = evaluate(folder, config.get("suite"), target=target, oracle=oracle, **row_keys)

@@ -1,8 +1,8 @@
 """Run a recipe with every combination of some values, or print the commands for a cluster.
 
-Each combination is an evaluated run in a folder such as ``learning_rate-1e-05_beta-0.1``. ``sweep.json`` holds the
-grid, the status of each run and the Pareto-optimal runs; the command also writes a comparison, ``sweep.md``. A
-repeated sweep, also one with more values, trains and evaluates only the missing runs.
+Each combination is an evaluated run in a folder such as ``learning_rate-1e-05_beta-0.1``. ``sweep.json`` contains the
+grid, the status of each run and the Pareto-optimal runs. The command also writes a comparison, ``sweep.md``. If the
+same sweep is started again, perhaps with more values, only missing runs are trained and evaluated.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ from llm_forget.workflows.sweep_grid import as_name, as_option, checked_axes, sh
 from llm_forget.workflows.unlearn import run_unlearning
 
 logger = logging.getLogger("llm_forget")
-# Errors that end only one run; any other exception stops the sweep.
+# Errors that end only one run. Any other exception stops the sweep.
 FAILURES = (ValueError, OSError, FloatingPointError, ImportError, MemoryError, torch.cuda.OutOfMemoryError)
 Configs = tuple[DataConfig, UnlearnConfig, ModelConfig]
 
@@ -57,13 +57,13 @@ class Point:
 
 @dataclass(frozen=True)
 class Plan:
-    """A sweep; its recipe, grid and runs have been checked."""
+    """A sweep whose recipe, grid and runs are valid."""
 
-    recipe: str  # as given
-    file: Path
-    folder: Path
+    recipe: str  # name or path, as the user wrote it
+    file: Path  # file of the recipe
+    folder: Path  # folder of the runs
     grid: dict[str, list[Any]]
-    suite: str  # comma-separated
+    suite: str  # names of suites, comma-separated
     points: tuple[Point, ...]
 
     def suites(self) -> list[Suite]:
@@ -71,14 +71,14 @@ class Plan:
         return [load_suite(name) for name in self.suite.split(",")]
 
     def configs(self, point: Point) -> Configs:
-        """Parse the configuration of one run; errors name the run."""
+        """Return the configuration of one run. Errors name the run."""
         try:
             return config.from_keys(config.load_yaml(self.file), UnlearnConfig, overrides=point.options)
         except ValueError as error:
             raise ConfigError(f"{point.path.name}: {sentence(error)}") from None
 
     def missing(self) -> list[Point]:
-        """Return the runs that remain to be trained or evaluated; with ``overwrite``, all runs."""
+        """Return the runs that must still be trained or evaluated. With ``overwrite``, these are all runs."""
         if self.configs(self.points[0])[1].overwrite:
             return list(self.points)
         return [point for point in self.points if not self._is_finished(Run(point.path))]
@@ -95,22 +95,22 @@ def sweep(
     suite: str | None = None,
     overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Unlearn and evaluate every combination, one after another; all are checked before the first is trained.
+    """Unlearn and evaluate every combination, one after another. All are checked before the first is trained.
 
     Args:
         recipe: a file, or the name of a shipped recipe.
         grid: the values to try for each key. A key is a recipe key, an entry of a mapping (``method_args.beta``), or
             ``lr``, short for ``learning_rate``. The last key changes fastest.
-        output_dir: folder of the runs; default: the recipe's ``output_dir`` with the suffix ``-sweep``.
-        suite: suites of the evaluation, comma-separated; default: the recipe's, otherwise ``basic``.
+        output_dir: folder of the runs. Default: the recipe's ``output_dir`` with the suffix ``-sweep``.
+        suite: suites of the evaluation, comma-separated. Default: the recipe's, otherwise ``basic``.
         overrides: command-line options for every run, such as ``["--seed", "1"]``.
 
     Returns:
-        The content of sweep.json. A failed run has the status ``failed`` and an ``error``; the sweep continues with the
-        next run. With the override ``dry_run`` everything is checked, nothing is written, and missing runs
-        have the status ``waiting``.
+        The content of sweep.json. A failed run has the status ``failed`` and an ``error``, and the sweep continues with
+        the next run. With the override ``dry_run``, everything is checked, nothing is written, and missing runs have
+        the status ``waiting``.
 
-    Raises ConfigError or MissingFileError if one of the runs is invalid; then nothing was trained.
+    Raise ConfigError or MissingFileError if one of the runs is invalid. In this case nothing was trained.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("sweep runs in one process; for several use --plan commands --accelerate_config ddp")
@@ -129,7 +129,7 @@ def plan_sweep(
     suite: str | None = None,
     overrides: Sequence[str] = (),
 ) -> Plan:
-    """Plan the runs of a sweep without reading rows or models; raise ConfigError if a key or value is invalid."""
+    """Return the plan of a sweep, without reading rows or models. Raise ConfigError if a key or value is invalid."""
     file = resolve("recipes", str(recipe))
     axes = checked_axes(grid, config.keys_of(UnlearnConfig), {*config.CONTROL_KEYS, "suite"})
     output_name = output_dir or config.load_yaml(file).get("output_dir")
@@ -199,7 +199,7 @@ def _check_all(plan: Plan) -> None:
 
 
 def _execute(plan: Plan) -> dict[str, Any]:
-    """Train and evaluate the missing runs; write sweep.json after each run."""
+    """Train and evaluate the missing runs, and write sweep.json after each run. Return its content."""
     missing, entries = plan.missing(), _entries(plan)
     logger.info("%d runs in '%s', %d already finished", len(entries), plan.folder, len(entries) - len(missing))
     began = time.perf_counter()
@@ -220,7 +220,7 @@ def _execute(plan: Plan) -> dict[str, Any]:
 
 
 def _entries(plan: Plan) -> dict[Path, dict[str, Any]]:
-    """Return the entry of each run in sweep.json before the missing runs are started."""
+    """Return the entries of sweep.json by run directory. Missing runs have the status ``waiting``."""
     missing = plan.missing()
     return {
         p.path: {"name": p.path.name, "path": str(p.path), "values": p.values}
@@ -230,7 +230,7 @@ def _entries(plan: Plan) -> dict[Path, dict[str, Any]]:
 
 
 def _attempt(plan: Plan, point: Point) -> dict[str, Any]:
-    """Train and evaluate one run; return its status and error."""
+    """Train and evaluate one run. Return its ``status`` and its ``error`` (None if it succeeded)."""
     data, train, model = plan.configs(point)
     run = Run(point.path)
     try:
@@ -266,7 +266,7 @@ def _content(plan: Plan, entries: Mapping[Path, dict[str, Any]]) -> dict[str, An
 
 
 def add_front(content: dict[str, Any], front: Mapping[str, Sequence[str]]) -> None:
-    """Write sweep.json with ``front``: for each suite, the names of the Pareto-optimal runs."""
+    """Write sweep.json with ``front``, the names of the Pareto-optimal runs for each suite."""
     formats.write(Path(content["output_dir"]) / "sweep.json", {**content, "front": front}, Sweep)
 
 
@@ -277,10 +277,10 @@ def _duration(seconds: float) -> str:
 
 
 def commands(plan: Plan, *, accelerate_config: str | None = None, num_processes: int | None = None) -> list[str]:
-    """Return a shell line for each unfinished run: unlearn, then evaluate.
+    """Return a shell line for each unfinished run, which unlearns and then evaluates.
 
-    ``num_processes`` replaces the number of processes in the launch configuration. Raises ConfigError or
-    MissingFileError if that configuration does not exist or cannot start that many processes.
+    ``num_processes`` replaces the number of processes in the launch configuration ``accelerate_config``. Raise
+    ConfigError or MissingFileError if this configuration does not exist or cannot start this number of processes.
     """
     launch: list[str] = []
     if accelerate_config is not None:
@@ -298,7 +298,7 @@ def commands(plan: Plan, *, accelerate_config: str | None = None, num_processes:
 
 
 def slurm_script(lines: Sequence[str], name: str) -> str:
-    """Return an sbatch script of an array job; each task runs one of ``lines``, which must not be empty."""
+    """Return an sbatch script of an array job in which each task runs one of ``lines`` (at least one)."""
     job = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-") or "sweep"
     points = "\n".join(f"  {shlex.quote(line)}" for line in lines)
     return f"""#!/bin/bash

@@ -1,4 +1,4 @@
-"""The grid of a sweep: parse and check its keys and values, and format them as options and folder names."""
+"""Parse and check the keys and values of a sweep's grid, and format them as options and folder names."""
 
 import contextlib
 import numbers
@@ -17,7 +17,7 @@ ALIASES = {"lr": "learning_rate"}
 
 
 def read_grid(grid_words: Sequence[str], words: Sequence[str]) -> tuple[dict[str, list[Any]], list[str]]:
-    """Parse ``KEY=VALUE,VALUE`` words into a grid; also return the ``--key value`` options in ``words``."""
+    """Return (grid of all ``KEY=VALUE,VALUE`` words, ``--key value`` options in ``words``)."""
     axes: list[str] = list(grid_words)
     options: list[str] = []
     after_key = False
@@ -36,7 +36,7 @@ def read_grid(grid_words: Sequence[str], words: Sequence[str]) -> tuple[dict[str
 
 
 def _values(key: str, text: str) -> list[Any]:
-    """Parse comma-separated numbers, true and false, mappings and lists; any other value is text."""
+    """Parse comma-separated values: numbers, true and false, mappings and lists. Any other value is text."""
     try:
         as_text, typed = yaml.load(f"[{text}]", Loader=yaml.BaseLoader), yaml.safe_load(f"[{text}]")
     except yaml.YAMLError:
@@ -54,9 +54,9 @@ def _scalar(word: str) -> Any:
 
 
 def checked_axes(grid: Mapping[str, Sequence[Any]], allowed: set[str], control: set[str]) -> dict[str, list[Any]]:
-    """Check a grid and resolve aliases; return full keys and their values.
+    """Return the values of a grid by full key, with aliases such as ``lr`` resolved.
 
-    Raises ConfigError if the grid is empty, or if a key is not in ``allowed``, is in ``control`` (the keys that do not
+    Raise ConfigError if the grid is empty, or if a key is not in ``allowed``, is in ``control`` (the keys that do not
     change the trained adapter), is repeated, or has no values.
     """
     axes: dict[str, list[Any]] = {}
@@ -81,7 +81,7 @@ def checked_axes(grid: Mapping[str, Sequence[Any]], allowed: set[str], control: 
 
 
 def _plain(value: Any) -> Any:
-    """Convert numpy numbers and paths to types of YAML and JSON."""
+    """Return a value with numpy numbers and paths converted to types of YAML and JSON."""
     if isinstance(value, bool | Path):
         return str(value) if isinstance(value, Path) else value
     if isinstance(value, numbers.Real):
@@ -90,13 +90,13 @@ def _plain(value: Any) -> Any:
 
 
 def short_names(axes: Mapping[str, Any]) -> dict[str, str]:
-    """Return the short name of each key: its last part, unless two keys share that part."""
+    """Return the short name of each key: its last part or, if two keys have the same last part, the full key."""
     last = [key.rpartition(".")[2] for key in axes]
     return {key: short if last.count(short) == 1 else key for key, short in zip(axes, last, strict=True)}
 
 
 def as_name(value: Any) -> str:
-    """Format a value for a folder name: unchanged if safe, otherwise its safe characters and a digest."""
+    """Format a value for a folder name. Safe text is unchanged; other text keeps its safe characters and a digest."""
     if isinstance(value, Mapping | Sequence) and not isinstance(value, str):
         return json_digest(value).removeprefix("sha256:")[:8]
     text = str(value).lower() if isinstance(value, bool) else str(value)
@@ -106,7 +106,7 @@ def as_name(value: Any) -> str:
 
 
 def as_option(key: str, value: Any) -> str:
-    """Format a value for the command line: text unchanged, but other types and values of dotted keys as YAML."""
+    """Format a value for the command line. Text is unchanged; other types and values of dotted keys become YAML."""
     if isinstance(value, str) and "." not in key:
         return value
     return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("...\n").strip()

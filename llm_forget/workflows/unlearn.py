@@ -1,4 +1,4 @@
-"""Unlearn: train an adapter from forget and retain rows, and write it into a run directory."""
+"""Unlearn: train an adapter on forget and retain rows, and write it into a run directory."""
 
 import logging
 from collections.abc import Sequence
@@ -35,18 +35,18 @@ def main(argv: Sequence[str]) -> Run:
 
 
 def unlearn(**keys: Any) -> Run:
-    """Unlearn with the keys of a recipe as arguments; return the finished `Run`, whose adapter is in ``run.adapter``.
+    """Unlearn with the keys of a recipe as arguments. Return the finished `Run`, whose adapter is in ``run.adapter``.
 
     Example:
         ``unlearn(model_name_or_path="org/model", forget="forget.jsonl", retain="retain.jsonl", output_dir="runs/a")``
 
-    Raises ConfigError, DataError or RunError for an invalid key, row or combination of keys.
+    Raise ConfigError, DataError or RunError for an invalid key, row or combination of keys.
     """
     return run_unlearning(*from_keys(keys, UnlearnConfig))
 
 
 def run_unlearning(data: DataConfig, train: UnlearnConfig, model: ModelConfig) -> Run:
-    """Unlearn with a checked configuration; `unlearn` and the command line call this."""
+    """Unlearn with a checked configuration. `unlearn` and the command line call this function."""
     if train.method == auto_method.AUTO:
         auto_method.resolve(data, train, model)
     weight_step = _weight_step(train, model)
@@ -84,9 +84,9 @@ def run_unlearning(data: DataConfig, train: UnlearnConfig, model: ModelConfig) -
 
 
 def _weight_step(train: UnlearnConfig, model: ModelConfig) -> dict[str, Any] | None:
-    """Return the arguments of a method that takes one step in weight space, or None for a method that trains.
+    """Return the arguments of a method that makes one step in weight space, or None for a method that trains.
 
-    Raises ConfigError for keys without effect on such a method.
+    Raise ConfigError for keys that have no effect on such a method.
     """
     if train.method != METHOD.name:
         return None
@@ -103,7 +103,7 @@ def _weight_step(train: UnlearnConfig, model: ModelConfig) -> dict[str, Any] | N
 
 
 def _stops_at_holdout(data: DataConfig, train: UnlearnConfig, objective: Objective) -> bool:
-    """Return whether the two-sided stop is on; by default if a teacher or a term is calibrated on holdout rows."""
+    """Return whether the two-sided stop is on. By default, it is on if holdout rows calibrate a teacher or a term."""
     if train.stop_at == "holdout" and data.holdout is None:
         raise ConfigError("stop_at: holdout needs rows that were never trained on; set the key holdout")
     if train.stop_at == "holdout" and "forget" not in objective.splits():
@@ -114,7 +114,7 @@ def _stops_at_holdout(data: DataConfig, train: UnlearnConfig, objective: Objecti
 
 
 def _warn_without_holdout(data: DataConfig, teacher: TeacherSpec | None, objective: Objective) -> None:
-    """Log what is used in place of levels of holdout rows, if the recipe has none and something is calibrated."""
+    """Log a warning if values should be calibrated, but the recipe has no holdout rows. It states the values used."""
     terms = objective.uncalibrated()
     if data.holdout is not None or not (teacher or terms) or not PartialState().is_main_process:
         return
@@ -146,7 +146,7 @@ def _mapping(value: Any) -> dict[str, Any] | None:
 def _check_keys(
     data: DataConfig, train: UnlearnConfig, objective: Objective, gradient: GradientCombiner | None
 ) -> None:
-    """Raise an error for missing rows, keys without effect on this objective, and unknown suites and oracles."""
+    """Raise an error for missing rows, keys that this objective does not use, and unknown suites and oracles."""
     for split, temperature in objective.teacher_temperatures().items():
         if not temperature > 0:
             raise ConfigError(f"temperature of the term on {split} rows is {temperature:g}; it must be above 0")

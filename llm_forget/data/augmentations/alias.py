@@ -1,4 +1,4 @@
-"""The same question about another name of the same subject."""
+"""Augmentation ``alias``: ask the same question with another name of the same subject."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Read results.json of a run, and check its content."""
+"""Read and check results.json and the attack.json files of a run."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -30,7 +30,7 @@ def read_results(run: Run) -> dict[str, Any]:
 
 
 def read_attacks(run: Run) -> dict[str, dict[str, Any]]:
-    """Read the attacks on a run: folder name -> content of attack.json.
+    """Read the attacks on a run, and return the content of each attack.json by folder name.
 
     Raises LlmForgetError if a file is damaged or of another version.
     """
@@ -39,9 +39,7 @@ def read_attacks(run: Run) -> dict[str, dict[str, Any]]:
 
 
 def current_attacks(attacks: Mapping[str, dict[str, Any]], results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the attacks that were measured on the models and rows of ``results``, with the run's own keys and on all
-    rows.
-    """
+    """Return the attacks on the models and rows of ``results`` that changed no recipe key and measured all rows."""
     return {name: attack for name, attack in attacks.items() if _is_current(attack, results)}
 
 
@@ -59,7 +57,7 @@ def _attacked_digests(measured: Mapping[str, Any]) -> list[str | None]:
 
 
 def holds_suite(run: Run, suite: Suite) -> bool:
-    """Return whether results.json has results of the suite's current definition, on all rows and without overrides."""
+    """Return whether results.json has results of the suite as it is defined now, on all rows and without overrides."""
     results = formats.read_if_current(run.results_file, Results)
     content = results["suites"].get(suite.name) if results is not None else None
     return (
@@ -71,7 +69,7 @@ def holds_suite(run: Run, suite: Suite) -> bool:
 
 
 def is_measured(merged: Merged) -> bool:
-    """Return whether the results of a merged folder were measured on its current weights.
+    """Return whether the results of a merged folder were measured on the weights that are in the folder now.
 
     The model must have been evaluated in the dtype that the folder's config file states. If the folder has no config
     file, any dtype is accepted.

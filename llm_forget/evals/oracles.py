@@ -1,4 +1,4 @@
-"""Combine the results of several oracles: models trained without the forget rows that differ in their seed."""
+"""Combine the results of several oracles: models that were trained without the forget rows, each with another seed."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

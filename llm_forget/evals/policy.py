@@ -171,7 +171,7 @@ def _attacked(rule: Rule, attacks: Attacks) -> Iterator[RuleResult]:
 
 
 def _is_of(rule: Rule, attack: Mapping[str, Any]) -> bool:
-    """Return whether an attack has a rule's kind, suite and settings, and no other changed setting but `HARMLESS`."""
+    """Return whether an attack has a rule's kind, suite and settings, and defaults elsewhere (except `HARMLESS`)."""
     same_settings = rule.settings.items() <= (attack.get("settings") or {}).items()
     others = {*attack.get("changed", ())} - rule.settings.keys() - HARMLESS
     return attack["kind"] == rule.attack and rule.suite in (None, attack["suite"]) and same_settings and not others
@@ -243,7 +243,7 @@ def verify(
 
 
 def is_current(verification: Mapping[str, Any], suites: dict[str, Any], attacks: Attacks) -> bool:
-    """Return whether verify.json was computed from these suites, and from these attacks of the kinds in its rules."""
+    """Return whether verify.json was computed from these suites, and from all these attacks that its rules name."""
     kinds = {rule["attack"] for rule in verification["rules"] if rule.get("attack")}
     same_attacks = (verification.get("attacks") or {}) == _digests(attacks, kinds)
     return verification["results"] == json_digest(suites) and same_attacks

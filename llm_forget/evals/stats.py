@@ -162,7 +162,7 @@ def tpr_with_interval(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Estimate:
-    """Return `tpr_at_fpr` with an interval that contains both its 95 % percentile-bootstrap and its Wilson interval.
+    """Return `tpr_at_fpr` with the smallest interval that contains its 95 % percentile-bootstrap and Wilson intervals.
 
     The bootstrap draws whole subjects like `mean_with_interval`. Alone it would have width 0 if all members, or none,
     are above the threshold. Wilson's interval treats the threshold as known, and each subject as one row. There is no
@@ -251,7 +251,8 @@ def auc_of_codes(
 ) -> Rows:
     """Return the AUC from the ranks (`codes`) of members ``[..., m]`` and of non-members ``[..., n]``: ``[...]``.
 
-    With ``weights`` and ``other_weights`` of the same shapes, each row counts that many times.
+    With weights, ranks are ``[m]`` and ``[n]``. The weights ``[..., m]`` and ``[..., n]`` state how often each row
+    counts.
     """
     groups = int(max(members.max(), nonmembers.max())) + 1
     counts = occurrences(members, groups, weights)  # [..., groups]

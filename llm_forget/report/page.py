@@ -54,7 +54,7 @@ def report(runs: Sequence[str | Path], *, output: str | Path | None = None, show
 
 
 def report_document(runs: Sequence[Evidence], show_text: int = 0) -> Document:
-    """Build the document: the sections of one run; or, for several runs, a comparison and then a part for each run."""
+    """Build a document with the sections of one run, or with a comparison of several runs and then a part for each."""
     texts = {run.name: _texts_section(run, show_text) for run in runs} if show_text else {}
     warning = [Section("Handle with care", (Text(DO_NOT_PUBLISH, warning=True),))] if texts else []
     if len(runs) == 1:

@@ -29,7 +29,7 @@ def quantiles(values: Rows, shares: Sequence[float]) -> list[float]:
 def roc(members: Rows, nonmembers: Rows) -> tuple[Rows, Rows]:
     """Return the false-positive rates and the true-positive rates, each ``[t]``, of an ROC curve from (0, 0) to (1, 1).
 
-    Scores that a member and a non-member share give a straight line, so the area under the curve equals `stats.auc`.
+    Equal scores of a member and a non-member give a straight line, so the area under the curve equals `stats.auc`.
     """
     member_scores, nonmember_scores = np.sort(scored(members)), np.sort(scored(nonmembers))
     thresholds = np.unique(np.concatenate([member_scores, nonmember_scores]))[::-1]

@@ -41,7 +41,7 @@ def cost_section(evidence: Evidence) -> Section:
 
 
 def _token_rows(cost: dict[str, Any]) -> list[Row]:
-    """Return table rows with the tokens of the run, of its teacher, of its auxiliary models, and of retraining."""
+    """Return table rows: tokens of the run, its teacher, its auxiliary models and of retraining, and their ratio."""
     if "tokens" not in cost:
         return []
     rows: list[Row] = [("tokens", Number(f"{cost['tokens']:,}", "of all training steps"))]
@@ -59,7 +59,7 @@ def _token_rows(cost: dict[str, Any]) -> list[Row]:
 
 
 def retraining_ratio(evidence: Evidence) -> float | None:
-    """Return training time of this run / that of the oracle; None if one is unknown or was measured after a resume."""
+    """Return this run's training time divided by the oracle's; None if one is unknown or was counted from a resume."""
     costs = [provenance.get("cost") for provenance in (evidence.provenance, evidence.oracle or {})]
     if any(cost is None or cost.get("resumed") for cost in costs) or not costs[1]["seconds"]:  # type: ignore[index]
         return None

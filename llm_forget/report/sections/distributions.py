@@ -97,7 +97,7 @@ def membership_section(evidence: Evidence) -> Section:
 
 
 def _attacks(evidence: Evidence) -> Iterator[tuple[str, Sides]]:
-    """Yield (metric names, scores) of each membership attack. Metrics with the same scores are joined by commas."""
+    """Yield (metric names, scores by role) of each membership attack. Metrics with equal scores are one attack."""
     attacks: dict[tuple[bytes, bytes], tuple[list[str], Sides]] = {}
     for suite, lines in evidence.rows.items():
         for line in lines:

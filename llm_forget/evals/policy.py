@@ -12,7 +12,7 @@ from llm_forget.core.errors import EvaluationError
 from llm_forget.core.formats.results import Verification
 from llm_forget.core.registry import did_you_mean
 from llm_forget.core.run_directory import Run, refuse_version
-from llm_forget.evals.results_file import current_attacks, read_attacks, read_results
+from llm_forget.evals.results_file import current_attacks, differs_from_shipped, read_attacks, read_results
 from llm_forget.evals.verdict import Bound, Finding, apply_bound, parse_bound
 
 SEVERITIES = ("fail", "warn")
@@ -155,7 +155,10 @@ def apply_rules(results: dict[str, Any], rules: Sequence[Rule], attacks: Attacks
 def _measured(rule: Rule, suites: dict[str, Any]) -> Iterator[RuleResult]:
     for name, suite in suites.items():
         if rule.suite in (None, name) and rule.bound.line in suite["metrics"]:
-            yield RuleResult(rule, name, apply_bound(rule.bound, suite["metrics"][rule.bound.line]), _caution(suite))
+            finding = apply_bound(rule.bound, suite["metrics"][rule.bound.line])
+            if differs_from_shipped(name, suite.get("definition")):
+                finding = _unknown(rule, name)
+            yield RuleResult(rule, name, finding, _caution(suite))
 
 
 def _attacked(rule: Rule, attacks: Attacks) -> Iterator[RuleResult]:
@@ -167,7 +170,15 @@ def _attacked(rule: Rule, attacks: Attacks) -> Iterator[RuleResult]:
             finding = apply_bound(rule.bound, summary)
             if finding.value is None:
                 finding = replace(finding, why="no excess without an oracle, or for such a line")
+            if differs_from_shipped(attack["suite"], attack.get("definition")):
+                finding = _unknown(rule, attack["suite"])
             yield RuleResult(rule, attack["suite"], finding, attack_name=name)
+
+
+def _unknown(rule: Rule, suite: str) -> Finding:
+    """Return a finding without a value for a line of a suite that is not the shipped one of its name."""
+    why = f"measured with another definition than that of the shipped suite {suite}; rename yours, or measure again"
+    return replace(apply_bound(rule.bound, None), why=why)
 
 
 def _is_of(rule: Rule, attack: Mapping[str, Any]) -> bool:

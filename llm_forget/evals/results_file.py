@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from llm_forget.core import formats
+from llm_forget.core import formats, resources
 from llm_forget.core.errors import RunError
 from llm_forget.core.formats.results import Attack, Results
 from llm_forget.core.run_directory import Run
 from llm_forget.core.run_kinds import kind_of
-from llm_forget.evals.suite import Suite
+from llm_forget.evals.suite import Suite, load_suite
 from llm_forget.models.merging.merge_report import Merged
 
 
@@ -66,6 +66,16 @@ def holds_suite(run: Run, suite: Suite) -> bool:
         and not content.get("limit")
         and not content.get("overrides")
     )
+
+
+def differs_from_shipped(name: str, definition: str | None) -> bool:
+    """Return whether a suite has the name of a shipped suite but another definition: a custom file or another version.
+
+    ``definition`` is the digest that results.json or attack.json has; None if an early version wrote none.
+    """
+    if definition is None or name not in resources.names("eval"):
+        return False
+    return definition != load_suite(resources.locate("eval", name)).digest
 
 
 def is_measured(merged: Merged) -> bool:

@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from llm_forget.core import resources
 from llm_forget.core.run_directory import ROLES
 from llm_forget.core.text import shown
 from llm_forget.evals.advice import advice, nothing_to_forget
 from llm_forget.evals.metrics import ONE_CHOICE, is_one_choice, metric_of
 from llm_forget.evals.oracles import oracle_range
-from llm_forget.evals.suite import load_suite
+from llm_forget.evals.results_file import differs_from_shipped
 from llm_forget.report.render import charts
 from llm_forget.report.render.document import Cell, Chart, Number, Row, Section, Table, Text, Verdict, anchor, interval
 from llm_forget.report.run_evidence import Evidence
@@ -61,13 +60,6 @@ def _rule_sentence(rule: dict[str, Any]) -> str:
     return f"{where}{rule['sentence']}{' (warning only)' if rule.get('severity') == 'warn' else ''}"
 
 
-def _is_shipped(name: str, suite: dict[str, Any]) -> bool:
-    """Return False if a suite has the name of a shipped suite but other content; otherwise return True."""
-    if name not in resources.names("eval") or "definition" not in suite:
-        return True
-    return suite["definition"] == load_suite(resources.locate("eval", name)).digest
-
-
 def _answers(name: str, suite: dict[str, Any]) -> tuple[Verdict | Text, ...]:
     blocks: list[Verdict | Text] = []
     for question, verdict in suite["verdict"].items():
@@ -78,7 +70,7 @@ def _answers(name: str, suite: dict[str, Any]) -> tuple[Verdict | Text, ...]:
         blocks.append(Verdict(question, verdict["answer"], findings, caution))
     if not blocks:
         blocks.append(Text("This suite asks no question; its numbers are below."))
-    if not _is_shipped(name, suite):
+    if differs_from_shipped(name, suite.get("definition")):
         sentence = f"This is not the suite {name} of this version: it is a custom file or from another version."
         blocks.append(Text(sentence, warning=True))
     if suite.get("limit"):

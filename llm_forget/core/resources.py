@@ -8,6 +8,7 @@ from llm_forget.core.registry import did_you_mean
 # Folder of a kind of shipped files -> name of this kind in error messages.
 KINDS = {
     "recipes": "recipe",
+    "recipes/tables": "table of methods",
     "eval": "suite",
     "eval/policies": "policy",
     "eval/lm_eval": "lm-eval task",

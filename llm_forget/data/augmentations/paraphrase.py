@@ -1,4 +1,4 @@
-"""Augmentation ``paraphrase``: ask the same question in other words."""
+"""Other ways to ask the same question."""
 
 from typing import Any
 

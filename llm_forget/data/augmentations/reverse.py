@@ -1,4 +1,4 @@
-"""Augmentation ``reverse``: ask for the name, given the question and the answer of a row without the name."""
+"""Ask for the name: the new question is the row's question and answer without the name; the new answer is the name."""
 
 import re
 

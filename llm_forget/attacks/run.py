@@ -82,6 +82,7 @@ def attack(
         "kind": kind,
         "settings": {k: v if isinstance(v, str | int | float | None) else "given" for k, v in arguments.items()},
         "suite": Path(suite).stem,
+        "definition": measured_suite["definition"],
         "limit": limit,
         "overrides": sorted(changed_keys),
         "changed": sorted(changed_settings),

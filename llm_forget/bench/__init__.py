@@ -1,1 +1,1 @@
-"""Benchmark of training steps: their cost next to fine-tuning and naive implementations, and its growth with size."""
+"""Benchmark of training steps: cost compared with fine-tuning and with naive implementations, and growth with size."""

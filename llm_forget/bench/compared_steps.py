@@ -93,9 +93,8 @@ def read_objectives(methods: list[str], arguments: Mapping[str, dict[str, Any]])
 def real_batches(
     splits: dict[str, Dataset], batch_size: int, count: int, *, seed: int, pad_token_id: int
 ) -> tuple[list[Batch], dict[str, Dataset]]:
-    """Return the first ``count`` full training batches, and the rows of each split that occur in them.
-
-    In a batch, ``index`` is a position in these rows. Raise ConfigError if a split has fewer rows than a batch.
+    """Return the first ``count`` full training batches, and the rows of each split that occur in them. In a batch,
+    ``index`` is a position in these rows. Raise ConfigError if a split has fewer rows than a batch.
     """
     for name, rows in splits.items():
         if len(rows) < batch_size:
@@ -130,9 +129,8 @@ def set_up(
     *,
     naive: bool,
 ) -> Setup:
-    """Attach an adapter to ``model``, in place, and return the objects that all variants share.
-
-    If ``naive``, also copy the base model as the reference of the naive variants.
+    """Attach an adapter to ``model``, in place, and return the objects that all variants share. If ``naive``, also copy
+    the base model as the reference of the naive variants.
     """
     args = copy.copy(args)
     args.output_dir, args.learning_rate, args.disable_tqdm = str(folder), 0.0, True
@@ -176,9 +174,8 @@ def begin(trainer: UnlearnTrainer) -> None:
 
 
 def make_variants(setup: Setup, objectives: Mapping[str, Objective]) -> dict[str, Variant]:
-    """Return all variants by name: fine-tuning by transformers and by `UnlearnTrainer`, and one variant per method.
-
-    If ``setup`` has a second copy of the model, add naive variants of npo and npo_kl.
+    """Return all variants by name: fine-tuning by transformers and by `UnlearnTrainer`, and one variant per method. If
+    ``setup`` has a second copy of the model, add naive variants of npo and npo_kl.
     """
     variants = {TRANSFORMERS: Variant(_transformers_step(setup))}
     begin(setup.engine)

@@ -13,9 +13,8 @@ from llm_forget.core.config import TrainConfig
 
 
 def reference_passes(variants: Mapping[str, Variant], device: torch.device) -> dict[str, dict[str, float]]:
-    """Time the pass over the benchmark rows that computes reference log-probs.
-
-    Return its ``seconds`` and ``tokens`` by method. Methods without such a pass are left out.
+    """Time the pass over the benchmark rows that computes reference log-probs. Return its ``seconds`` and ``tokens`` by
+    method. Methods without such a pass are left out.
     """
     passes = {}
     for name, variant in variants.items():

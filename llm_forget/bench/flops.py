@@ -77,9 +77,8 @@ def useful_flops(sizes: Sizes, counts: Mapping[str, Mapping[str, Any]], objectiv
 
 
 def matrix_ceiling(tokens: int, hidden: int, dtype: torch.dtype, device: torch.device) -> list[dict[str, Any]]:
-    """Measure the FLOP/s of three matrix products with the shapes of a layer. Each is repeated for about 0.05 s.
-
-    Return one dictionary per product, with its ``shape`` and ``flop_per_second``.
+    """Measure the FLOP/s of three matrix products with the shapes of a layer. Each is repeated for about 0.05 s. Return
+    one dictionary per product, with its ``shape`` and ``flop_per_second``.
     """
     products = []
     for inner, outer in ((hidden, hidden), (hidden, 4 * hidden), (4 * hidden, hidden)):

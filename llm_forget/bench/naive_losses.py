@@ -21,7 +21,6 @@ def naive_npo(
     policy: nn.Module, reference: nn.Module, forget: Part, retain: Part, *, beta: float, retain_weight: float
 ) -> Tensor:
     """Return the mean NPO loss (arXiv:2404.05868) of forget rows plus the weighted NLL of retain rows: a scalar, nats.
-
     It equals the loss of our method `npo` on the same batch.
     """
     return _npo(policy, reference, forget, beta) + retain_weight * policy(**_inputs(retain)).loss

@@ -89,9 +89,8 @@ def _along(
 
 
 def _doubled(base: Point, train: TrainConfig, folder: Path) -> dict[str, Any]:
-    """Return the peak memory of a step at 4 and 8 times the base vocabulary, and the relative change between them.
-
-    At these sizes, the logits need several blocks.
+    """Return the peak memory of a step at 4 and 8 times the base vocabulary, and the relative change between them. At
+    these sizes, the logits need several blocks.
     """
     points = [
         dataclasses.replace(base, rows=2 * base.rows, length=2 * base.length, vocabulary=factor * base.vocabulary)

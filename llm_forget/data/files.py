@@ -136,7 +136,9 @@ def _after_space(text: str, position: int) -> int:
 
 
 def _parse(text: str, position: int, where: str, *, alone: bool = False) -> tuple[Any, int]:
-    """Return (JSON value at ``position``, its end). Raise DataError if invalid or, if ``alone``, for text after it."""
+    """Return (JSON value at ``position``, position of its end). Raise DataError for invalid JSON and, if ``alone``, for
+    text after the value.
+    """
     try:
         start = _after_space(text, position)
         value, end = _DECODER.raw_decode(text, start)

@@ -187,9 +187,9 @@ def check_unique(ids: pyarrow.ChunkedArray, where: Callable[[int], str]) -> None
 
 def check_overlap(forget: Iterable[Row], retain: Iterable[Row]) -> None:
     """Raise DataError if a forget row and a retain row have the same normalised content."""
-    forget_ids = {_content_key(row): str(row["id"]) for row in _content_rows(forget)}
+    forget_ids = {content_digest(row): str(row["id"]) for row in _content_rows(forget)}
     shared = [
-        (forget_ids[key], str(row["id"])) for row in _content_rows(retain) if (key := _content_key(row)) in forget_ids
+        (forget_ids[key], str(row["id"])) for row in _content_rows(retain) if (key := content_digest(row)) in forget_ids
     ]
     if shared:
         pairs = ", ".join(f"'{a}'" if a == b else f"'{a}' = '{b}'" for a, b in shared[:3])
@@ -211,7 +211,8 @@ def _content_rows(rows: Iterable[Row]) -> Iterable[Row]:
     return (row for part in parts for row in part.to_pylist())
 
 
-def _content_key(row: Row) -> bytes:
+def content_digest(row: Row) -> bytes:
+    """Return the SHA-256 of a row's normalised content. Two rows with the same digest count as one."""
     return hashlib.sha256(normalise_text(content(row)).encode()).digest()
 
 

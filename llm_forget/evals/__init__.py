@@ -1,1 +1,1 @@
-"""Evaluation: suites, probes, records, metrics, and policies that decide whether a run passes."""
+"""Evaluation: suites, probes, records and metrics, and policies that decide whether a run passes."""

@@ -1,4 +1,4 @@
-"""What verdicts mean for the user: what to change after a *no*, and whether there was anything to forget."""
+"""Advice to the user about a verdict: what to change after a *no*, and whether there was anything to forget."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,10 +24,10 @@ DAMAGED = (
 
 
 def advice(suites: Mapping[str, Any]) -> str | None:
-    """Return the sentence for the first fault of these: garbled, damaged, over-forgotten, under-forgotten; or None.
+    """Return a sentence with the most urgent fault and its remedy; None if no violated bound shows a fault.
 
-    Args:
-        suites: part ``suites`` of results.json. Only violated bounds count, not inconclusive ones.
+    The order of urgency is: garbled, damaged, over-forgotten, under-forgotten. Inconclusive bounds do not count.
+    ``suites`` is the part ``suites`` of results.json.
     """
     faults = {
         _fault(question, finding, _about_text(finding, suite["metrics"]))
@@ -40,7 +40,7 @@ def advice(suites: Mapping[str, Any]) -> str | None:
 
 
 def _fault(question: str, finding: Mapping[str, Any], about_text: bool) -> str | None:
-    """Return what a violated bound says about the run; None where it has no direction, as for forget quality."""
+    """Return the fault that a violated bound shows; None if the bound shows none, such as a bound on forget quality."""
     line, value, other = finding.get("line", ""), finding.get("value"), finding.get("compared_with")
     if question == "kept":
         return DAMAGED
@@ -54,9 +54,10 @@ def _fault(question: str, finding: Mapping[str, Any], about_text: bool) -> str |
 
 
 def nothing_to_forget(verdict: Mapping[str, Any], metrics: Mapping[str, Any]) -> bool:
-    """Return whether a verdict relative to the oracle is yes both before and after unlearning.
+    """Return whether a verdict that compares with the oracle is *yes* both before and after unlearning.
 
-    Bounds on the language of answers do not count. ``metrics`` are the lines of the suite.
+    A verdict counts only if it has a bound that is relative to the oracle and not about text quality. ``metrics`` are
+    the metrics of the suite in results.json.
     """
     compared = [finding for finding in verdict["findings"] if finding["of"] == "oracle"]
     like_oracle = not all(_about_text(finding, metrics) for finding in compared)
@@ -64,5 +65,5 @@ def nothing_to_forget(verdict: Mapping[str, Any], metrics: Mapping[str, Any]) ->
 
 
 def _about_text(finding: Mapping[str, Any], metrics: Mapping[str, Any]) -> bool:
-    """Return whether a bound is on a metric of text quality."""
+    """Return whether the finding of a bound is about a metric of text quality."""
     return metric_of(metrics.get(finding.get("line", ""), {})).about_text

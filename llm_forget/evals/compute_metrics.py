@@ -12,11 +12,11 @@ from llm_forget.evals.records import by_row, row_subjects
 from llm_forget.evals.stats import Estimate, Rows, Summary, mean_with_interval
 from llm_forget.evals.suite import Line, Suite
 
-Value = Rows | float | Estimate  # a number per row, a number for the split, or an estimate
+Value = Rows | float | Estimate  # a number per row, a number for the split, or a number with its interval
 
 
 class Scores(NamedTuple):
-    """The values of rows, with the ids and the subjects of the rows."""
+    """The values of rows, with the ids and the subjects of the rows, in the same order."""
 
     ids: list[str]
     values: Rows
@@ -25,19 +25,19 @@ class Scores(NamedTuple):
 
 @dataclass(frozen=True)
 class Computed:
-    """The value of a line for one model, and the scores of the rows from which the value was computed."""
+    """The value of a line for one model, and the scores of the rows that the value was computed from."""
 
     value: Value
     summary: Summary
     rows: dict[str, Scores] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the summary for JSON; NaN (unscored) and infinity become null."""
+        """Return the summary for JSON. NaN (unscored) and infinity become null."""
         ci = self.summary.ci
         return {**asdict(self.summary), "value": _number(self.summary.value), "ci": list(ci) if ci else None}
 
     def rows_to_dict(self) -> dict[str, Any]:
-        """Return the row ids and row scores for JSON."""
+        """Return the ids and scores of the rows for JSON."""
         return {
             name: {"ids": scores.ids, "values": [_number(float(value)) for value in scores.values]}
             for name, scores in self.rows.items()
@@ -45,21 +45,23 @@ class Computed:
 
 
 Computation = dict[str, Computed]
-ModelValues = tuple[dict[str, Any], Computation]  # the records by probe name, and the computed lines
+ModelValues = tuple[dict[str, Any], Computation]  # of one model: probe name -> records, and line name -> value
 
 
 def compute_lines(
     suite: Suite, records: dict[str, Any], others: dict[str, ModelValues] | None = None, *, role: str = "unlearned"
 ) -> Computation:
-    """Compute every line of a suite for one model from ``records``, which maps probe names to records.
+    """Compute every line of a suite for one model, the model of ``role``, and return the lines by name.
 
-    ``others`` maps ``oracle`` and ``before`` (the model before unlearning) to their records and lines, for metric
-    inputs called ``oracle_...`` and ``before_...``. A line that needs a missing model is unscored; an optional input of
-    a missing model is left out. If ``role`` is ``oracle``, the inputs ``oracle_...`` are the model's own. Intervals
-    resample the subjects of the records; a row without one is its own subject.
+    Args:
+        records: records of the model by probe name, and results of lm-eval tasks by line name.
+        others: records and lines of the other models by role: ``before`` (the model before unlearning) and oracles.
+            Metric inputs called ``before_...`` and ``oracle_...`` are read from them.
 
-    If ``others`` has further oracles, the value is the mean over the oracles, and an oracle is compared with the other
-    oracles only.
+    A line that needs a missing model is unscored; an optional input of a missing model is left out. Without other
+    oracles, an oracle reads the inputs ``oracle_...`` from itself. With several oracles, the value is the mean over
+    them, and an oracle is compared with the other oracles only. Intervals resample the subjects of the rows; a row
+    without a subject is its own subject.
     """
     lines: Computation = {}
     models = {**(others or {}), role: (records, lines)}
@@ -82,7 +84,7 @@ def compute_lines(
 
 
 def _compared_models(line: Line, models: dict[str, ModelValues], role: str) -> list[dict[str, ModelValues]]:
-    """Return the models that a line may read, by ``oracle`` and ``before``; once for each oracle if it reads that."""
+    """Return the models to compare with, by ``oracle`` and ``before``: one mapping per oracle that the line reads."""
     before = {name: model for name, model in models.items() if name == "before"}
     oracles = oracle_roles(models)
     others = [name for name in oracles if name != role] if len(oracles) > 1 else oracles
@@ -92,7 +94,7 @@ def _compared_models(line: Line, models: dict[str, ModelValues], role: str) -> l
 
 
 def _value(line: Line, records: dict[str, Any], lines: Computation, compared: dict[str, ModelValues]) -> Value | None:
-    """Return the value of a line that reads the given other models; None if one that it needs is missing."""
+    """Return the value of a line; None if the line needs a model that is not in ``compared``."""
     available = {
         name: other
         for name, other in line.other_inputs.items()
@@ -107,7 +109,7 @@ def _value(line: Line, records: dict[str, Any], lines: Computation, compared: di
 
 
 def _mean(values: Sequence[Value]) -> Value:
-    """Return the mean of the values of one line, compared with several oracles; of the rows, too, and of intervals."""
+    """Return the mean of a line's values, one for each oracle. Row values and interval ends are averaged, too."""
     first = values[0]
     if len(values) == 1:
         return first
@@ -141,7 +143,7 @@ def _resolve(reference: str | list[str], records: dict[str, Any], lines: Computa
 
 
 def _summary(value: Value, line: Line, above: Computation, rows: Mapping[str, Scores]) -> Summary:
-    """Return the mean and interval of row values, or a single number with the smallest ``n`` of its input lines."""
+    """Return the mean of row values with its interval, or a single number with the least ``n`` of the lines it uses."""
     if isinstance(value, Estimate):
         return Summary(value.value, value.ci, value.n, value.n_unscored)
     if isinstance(value, np.ndarray):
@@ -161,7 +163,7 @@ def _rows(value: Value, line: Line, records: dict[str, Any], above: Computation)
 
 
 def _scores(values: Rows, reference: str | list[str], records: dict[str, Any], above: Computation) -> Scores:
-    """Return the values with the ids and subjects of the rows of a probe or of a line."""
+    """Return the values with the ids and subjects of the rows of the probe or line called ``reference``."""
     name = reference if isinstance(reference, str) else reference[0]
     if name in records:
         return Scores(list(by_row(records[name])), values, row_subjects(records[name]))

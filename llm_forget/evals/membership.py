@@ -1,6 +1,6 @@
-"""Membership inference attacks: each attack scores how likely it is that the model was trained on an answer.
+"""Membership inference attacks: each function scores how likely it is that the model was trained on an answer.
 
-A higher score means *member*. The score of an answer without target tokens is NaN.
+A higher score means that training on the answer is more likely. The score of an answer without target tokens is NaN.
 """
 
 import math
@@ -32,9 +32,9 @@ def loss(record: TokenRecord) -> float:
 def zlib(record: TokenRecord) -> float:
     """Return `loss` divided by the size of the zlib-compressed answer; nats per byte, at most 0 (section 5.2).
 
-    The division corrects for text that compresses well, which is likely even for a model not trained on it. The size is
-    that of the UTF-8 text without special tokens, compressed at the default level, and includes the header. As in
-    open-unlearning and MIMIR, `loss` is a mean over tokens, not a sum. Raises EvaluationError if the record has no
+    The division corrects for text that compresses well: such text is likely even for a model that was not trained on
+    it. The size is that of the UTF-8 text without special tokens, compressed at the default level, with the header. As
+    in open-unlearning and MIMIR, `loss` is a mean over tokens, not a sum. Raises EvaluationError if the record has no
     ``zlib_bytes``.
     """
     if record.zlib_bytes < 1:
@@ -88,10 +88,10 @@ def gradnorm(record: GradientRecord, *, p: float = 2.0) -> float:
 
 
 def scores(records: Sequence[TokenRecord], name: str, **parameters: Any) -> Rows:
-    """Score each row with an attack, averaged over the answers of the row: ``[N]``, NaN = unscored.
+    """Score each row with the attack ``name``, averaged over the answers of the row: ``[N]``, NaN = unscored.
 
-    Parameters that the attack does not have are ignored. Raises EvaluationError if no attack has this name, or if the
-    attack needs more than log-probabilities.
+    Parameters that the attack does not have are ignored. Raises ConfigError if there is no such attack, and
+    EvaluationError if the attack needs more than log-probabilities.
     """
     entry = ATTACKS.get(name)
     if entry.needs:
@@ -101,13 +101,13 @@ def scores(records: Sequence[TokenRecord], name: str, **parameters: Any) -> Rows
 
 
 def reference_scores(records: Sequence[TokenRecord], oracle_records: Sequence[TokenRecord]) -> Rows:
-    """Score each row with `reference`, ``[N]``, NaN = unscored; raise EvaluationError if the models' rows differ."""
+    """Return the `reference` score of each row: ``[N]``, NaN = unscored. Raise EvaluationError for different rows."""
     oracle = {record.key: record for _, right in aligned(records, oracle_records) for record in right}
     return row_means(records, lambda record: reference(record, oracle[record.key]))
 
 
 def _lowest(values: NDArray[Any], k: float, include_last: bool) -> float:
-    """Return the mean of the max(1, int(k n)) lowest of n values; NaN if n is 0."""
+    """Average the max(1, int(k n)) lowest of n values; NaN if n is 0. Raise EvaluationError unless 0 < k <= 1."""
     if not 0 < k <= 1:
         raise EvaluationError(f"k is the share of tokens that min-k averages: above 0 and at most 1, not {k:g}")
     values = values if include_last else values[:-1]

@@ -1,4 +1,4 @@
-"""Apply a policy, which is a list of rules, to the results of an evaluation; no model is loaded."""
+"""Apply a policy (a list of rules) to the results of an evaluation and of attacks, without loading a model."""
 
 import difflib
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -12,14 +12,14 @@ from llm_forget.core.errors import EvaluationError
 from llm_forget.core.formats.results import Verification
 from llm_forget.core.registry import did_you_mean
 from llm_forget.core.run_directory import Run, refuse_version
-from llm_forget.evals.results_file import current_attacks, read_attacks, read_results
+from llm_forget.evals.results_file import current_attacks, differs_from_shipped, read_attacks, read_results
 from llm_forget.evals.verdict import Bound, Finding, apply_bound, parse_bound
 
 SEVERITIES = ("fail", "warn")
 OUTCOMES_BY_SEVERITY = ("fail", "inconclusive", "pass")
 EXIT_CODES = {"pass": 0, "fail": 1, "inconclusive": 3}
 DEFAULT_POLICY = "default"
-HARMLESS = {"keep", "seed"}  # settings of an attack that do not make it weaker; of several seeds, the worst counts
+HARMLESS = {"keep", "seed"}  # settings that do not weaken an attack; of several seeds, the worst result counts
 
 Attacks = Mapping[str, Mapping[str, Any]]  # folder name -> content of attack.json
 
@@ -28,20 +28,20 @@ Attacks = Mapping[str, Mapping[str, Any]]  # folder name -> content of attack.js
 class Rule:
     """A bound on a line (a named metric), the suite that must contain the line, and the severity of a violation.
 
-    With ``attack``, the bound is on the excess of the line: what the attack recovers beyond what it recovers from the
-    oracle.
+    If ``attack`` is set, the bound is on the excess of the line: how much more the attack recovers from the unlearned
+    model than from the oracle.
     """
 
     bound: Bound
     severity: str = "fail"
     suite: str | None = None
-    optional: bool = False
+    optional: bool = False  # leave out the rule if the line was not measured
     attack: str | None = None
-    settings: dict[str, Any] = field(default_factory=dict)  # that the attack must have had
+    settings: dict[str, Any] = field(default_factory=dict)  # settings that the attack must have
 
     @property
     def command(self) -> str:
-        """The command that measures the attack."""
+        """The command that runs the attack of this rule."""
         options = {**self.settings, **({"suite": self.suite} if self.suite else {})}
         words = [f"--{key} {value}" for key, value in options.items()]
         return " ".join(["llm-forget attack RUN --kind", self.attack or "", *words])
@@ -49,7 +49,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class RuleResult:
-    """The result of one rule for one suite."""
+    """The result of applying one rule to one suite or attack."""
 
     rule: Rule
     suite: str | None  # suite that holds the line
@@ -59,7 +59,7 @@ class RuleResult:
 
     @property
     def word(self) -> str:
-        """``pass``, ``fail`` or ``inconclusive``."""
+        """The result: ``pass``, ``fail`` or ``inconclusive``."""
         return {True: "pass", False: "fail", None: "inconclusive"}[self.finding.holds]
 
     def to_dict(self) -> dict[str, Any]:
@@ -80,10 +80,10 @@ class RuleResult:
 
 
 def load_policy(name: str | Path) -> list[Rule]:
-    """Read and check a policy, given as the path of a YAML file or as the name of a shipped policy.
+    """Read and check a policy. ``name`` is the path of a YAML file or the name of a shipped policy.
 
-    Raises MissingFileError if there is no such file or policy, and EvaluationError if the YAML is invalid, there are no
-    rules, or a rule is invalid.
+    Raises MissingFileError if there is no such file or policy. Raises EvaluationError if the YAML is invalid, if it
+    contains no rules, or if a rule is invalid.
     """
     import yaml
 
@@ -101,7 +101,7 @@ def load_policy(name: str | Path) -> list[Rule]:
 
 
 def policy_name(name: str | Path) -> str:
-    """Return the name of a policy for results and evidence; the name of a user's file includes the file's digest."""
+    """Return a policy's name for results and evidence. The name of a user's own file includes a digest of it."""
     path = resources.resolve("eval/policies", str(name))
     if path.resolve().is_relative_to(resources.folder("eval/policies").resolve()):
         return path.stem
@@ -136,10 +136,10 @@ def _rule(content: Any, where: str) -> Rule:
 
 
 def apply_rules(results: dict[str, Any], rules: Sequence[Rule], attacks: Attacks) -> list[RuleResult]:
-    """Apply every rule to the content of results.json, or to attacks on the same models; skip an optional rule if
-    nothing has its line.
+    """Return the result of each rule, applied to ``results`` (results.json) or, if it names an attack, to ``attacks``.
 
-    If several suites or attacks have the line and the rule names none, the worst result counts.
+    If several suites or attacks fit a rule, the worst result counts. If none fits, an optional rule is left out, and
+    any other rule is inconclusive.
     """
     rule_results = []
     for rule in rules:
@@ -155,11 +155,14 @@ def apply_rules(results: dict[str, Any], rules: Sequence[Rule], attacks: Attacks
 def _measured(rule: Rule, suites: dict[str, Any]) -> Iterator[RuleResult]:
     for name, suite in suites.items():
         if rule.suite in (None, name) and rule.bound.line in suite["metrics"]:
-            yield RuleResult(rule, name, apply_bound(rule.bound, suite["metrics"][rule.bound.line]), _caution(suite))
+            finding = apply_bound(rule.bound, suite["metrics"][rule.bound.line])
+            if differs_from_shipped(name, suite.get("definition")):
+                finding = _unknown(rule, name)
+            yield RuleResult(rule, name, finding, _caution(suite))
 
 
 def _attacked(rule: Rule, attacks: Attacks) -> Iterator[RuleResult]:
-    """Apply a rule to the excess of its line in each attack with the settings that it requires."""
+    """Yield the result of a rule for each attack with the required settings. The rule bounds the excess of its line."""
     for name, attack in attacks.items():
         line = attack["metrics"].get(rule.bound.line)
         if line and _is_of(rule, attack):
@@ -167,11 +170,19 @@ def _attacked(rule: Rule, attacks: Attacks) -> Iterator[RuleResult]:
             finding = apply_bound(rule.bound, summary)
             if finding.value is None:
                 finding = replace(finding, why="no excess without an oracle, or for such a line")
+            if differs_from_shipped(attack["suite"], attack.get("definition")):
+                finding = _unknown(rule, attack["suite"])
             yield RuleResult(rule, attack["suite"], finding, attack_name=name)
 
 
+def _unknown(rule: Rule, suite: str) -> Finding:
+    """Return a finding without a value for a line of a suite that is not the shipped one of its name."""
+    why = f"measured with another definition than that of the shipped suite {suite}; rename yours, or measure again"
+    return replace(apply_bound(rule.bound, None), why=why)
+
+
 def _is_of(rule: Rule, attack: Mapping[str, Any]) -> bool:
-    """Return whether an attack has the kind, suite and settings of a rule, and the defaults of all other settings."""
+    """Return whether an attack has a rule's kind, suite and settings, and defaults elsewhere (except `HARMLESS`)."""
     same_settings = rule.settings.items() <= (attack.get("settings") or {}).items()
     others = {*attack.get("changed", ())} - rule.settings.keys() - HARMLESS
     return attack["kind"] == rule.attack and rule.suite in (None, attack["suite"]) and same_settings and not others
@@ -189,7 +200,7 @@ def _why_not_measured(rule: Rule, suites: dict[str, Any]) -> str:
 
 
 def _nearest(rule: Rule, suites: dict[str, Any]) -> str:
-    """Suggest a measured line or suite whose name differs from the rule's by one or two letters."""
+    """Suggest a measured line or suite whose name differs from the rule's in one or two letters, if there is one."""
     lines = {line for suite in suites.values() for line in suite["metrics"]}
     candidates, name = (lines, rule.bound.line) if rule.bound.line not in lines else (set(suites), rule.suite or "")
     close = difflib.get_close_matches(name, sorted(candidates), n=1, cutoff=0.88)
@@ -213,12 +224,12 @@ def outcome(applied: Sequence[RuleResult]) -> str:
 def verify(
     run: str | Path, policy: str | Path = DEFAULT_POLICY, *, quick: bool = False
 ) -> tuple[str, list[RuleResult]]:
-    """Apply a policy to an evaluated run, write ``verify.json`` into it, and return the outcome and all rule results.
+    """Apply a policy to an evaluated run, write ``verify.json`` into it, and return (outcome, results of all rules).
 
     The outcome is ``pass``, ``fail`` or ``inconclusive``. With ``quick``, rules about attacks are left out, and the
-    outcome is never ``pass``. Raises MissingFileError if the run or policy does not exist, and EvaluationError if the
-    policy is invalid. Raises RunError if the run is incomplete, not evaluated or kept as evidence, or if its
-    results are damaged.
+    outcome is never ``pass``. Raises MissingFileError if the policy does not exist, and EvaluationError if it is
+    invalid. Raises RunError if the run is missing, incomplete, not evaluated, damaged, or a version that is kept as
+    evidence.
     """
     refuse_version(run, "verify.json")
     rules = load_policy(policy)
@@ -243,7 +254,7 @@ def verify(
 
 
 def is_current(verification: Mapping[str, Any], suites: dict[str, Any], attacks: Attacks) -> bool:
-    """Return whether the content of verify.json is of these results and of these attacks, and no other one was made."""
+    """Return whether verify.json was computed from these suites, and from all these attacks that its rules name."""
     kinds = {rule["attack"] for rule in verification["rules"] if rule.get("attack")}
     same_attacks = (verification.get("attacks") or {}) == _digests(attacks, kinds)
     return verification["results"] == json_digest(suites) and same_attacks

@@ -1,7 +1,8 @@
-"""Record files of probes: a header ``{"format", "kind", "key", "lines"}``, then one JSON line per answer of each row.
+"""Read and write record files of probes: a header line, then one JSON line for each answer of each row.
 
-``key`` is a digest of all inputs. Records stay in the run and are never published, because generated text may repeat a
-forget row verbatim. Reference answers are read from the data and never stored in records.
+The header is ``{"format", "kind", "key", "lines"}``; ``key`` is a digest of all inputs. Records stay in the run and are
+never published, because generated text may repeat a forget row verbatim. Reference answers are read from the data and
+never stored in records.
 
 Process 0 appends records to ``<name>.partial`` and every other process to ``<name>.<rank>.partial``, so a killed
 evaluation can resume with any number of processes. A file with fewer lines than its header states is incomplete; the
@@ -34,7 +35,7 @@ Key = tuple[str, int]  # row id, index of the answer
 
 
 class Record(Protocol):
-    """The interface of all kinds of records."""
+    """The interface that all kinds of records have."""
 
     @property
     def key(self) -> Key: ...
@@ -57,7 +58,7 @@ def _nothing() -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class TokenRecord:
-    """The numbers of one answer under teacher forcing; the last three fields come from the data, never from disk."""
+    """The numbers of one answer under teacher forcing. The last three fields come from the data, never from disk."""
 
     id: str
     answer_index: int
@@ -65,7 +66,7 @@ class TokenRecord:
     hits: NDArray[np.bool_]  # [n] whether the target token is the most likely one
     means: NDArray[np.float32] = field(
         default_factory=_nothing
-    )  # [n] mean over the vocabulary of log p(v), weighted by p(v), which is minus the entropy; nats
+    )  # [n] mean of log p(v) over the vocabulary, weighted by p(v): the negative entropy; nats
     variances: NDArray[np.float32] = field(default_factory=_nothing)  # [n] variance of log p(v), weighted by p(v)
     top: Distributions | None = None  # most likely tokens at each target; None if the probe does not store them
     zlib_bytes: int = 0  # size of the zlib-compressed answer; 0 if not filled in
@@ -83,11 +84,11 @@ class TokenRecord:
 
     @property
     def broken(self) -> bool:
-        """Whether a log-prob is NaN; the hits are then meaningless too."""
+        """Whether a log-prob is NaN. The hits are then meaningless too."""
         return bool(np.isnan(self.logps).any())
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the record for JSON; each float32 becomes the shortest decimal that reads back as the same float32."""
+        """Return the record for JSON. A float32 becomes the shortest decimal that reads back as the same float32."""
         content = {
             "id": self.id,
             "answer_index": self.answer_index,
@@ -110,7 +111,7 @@ class TokenRecord:
 
 @dataclass(frozen=True)
 class GenerationRecord:
-    """One generated continuation; ``reference``, ``columns`` and ``subject`` come from the data, never from disk."""
+    """One generated text. ``reference``, ``columns`` and ``subject`` come from the data, never from a record file."""
 
     id: str
     sample: int
@@ -126,7 +127,7 @@ class GenerationRecord:
         return self.id, self.sample
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the record without data fields, for JSON; the key ``broken`` is present only if true."""
+        """Return the record for JSON, without the fields from the data. ``broken`` is present only if true."""
         content = {"id": self.id, "sample": self.sample, "text": self.text, "n": self.n}
         return {**content, "broken": True} if self.broken else content
 
@@ -138,11 +139,11 @@ class GenerationRecord:
 
 @dataclass(frozen=True)
 class GradientRecord:
-    """The gradient norms of one answer; ``subject`` comes from the data and is never written."""
+    """The gradient norms of one answer. ``subject`` comes from the data, never from a record file."""
 
     id: str
     answer_index: int
-    norms: dict[str, float]  # by p ("1", "2", "inf"): p-norm of the gradient of the mean token NLL (`probe_gradients`)
+    norms: dict[str, float]  # p ("1", "2" or "inf") -> p-norm of the gradient of the mean token NLL (`probe_gradients`)
     subject: str | None = field(default=None, compare=False)  # column `subject` of the row
 
     @property
@@ -172,7 +173,7 @@ KINDS: dict[str, type[TokenRecord] | type[GenerationRecord] | type[GradientRecor
 
 
 def by_row(records: Iterable[AnyRecord]) -> dict[str, list[AnyRecord]]:
-    """Group records by row id; the ids are in order of first appearance."""
+    """Group records by row id. The ids are in the order of first appearance."""
     rows: dict[str, list[AnyRecord]] = {}
     for record in records:
         rows.setdefault(record.key[0], []).append(record)
@@ -180,7 +181,7 @@ def by_row(records: Iterable[AnyRecord]) -> dict[str, list[AnyRecord]]:
 
 
 def row_subjects(records: Iterable[Record]) -> list[str]:
-    """Return the subject of each row, ``[N]``, in the order of `by_row`; a row without one is its own subject."""
+    """Return the subject of each row, ``[N]``, in the order of `by_row`; the row id if a row has no subject."""
     return [answers[0].subject or row for row, answers in by_row(records).items()]
 
 
@@ -189,16 +190,16 @@ def row_means(
     score: Callable[[AnyRecord], float],
     over: Callable[[NDArray[np.float64]], np.float64] = np.mean,
 ) -> NDArray[np.float64]:
-    """Return one score per row, ``[N]``: the mean of the scores of its answers, or another function ``over`` of them.
+    """Return one value per row, ``[N]``: the mean (or ``over``) of ``score`` over the records of the row.
 
-    NaN scores and broken records are left out; a row without other scores gets NaN.
+    NaN scores and broken records are left out. A row without any other score gets NaN.
     """
     rows = [np.array([np.nan if r.broken else score(r) for r in answers]) for answers in by_row(records).values()]
     return np.array([over(r[~np.isnan(r)]) if not np.isnan(r).all() else np.nan for r in rows], dtype=np.float64)
 
 
 def aligned(left: Iterable[AnyRecord], right: Iterable[AnyRecord]) -> list[tuple[list[AnyRecord], list[AnyRecord]]]:
-    """Pair the records of two probes by row id; raise EvaluationError if the probes do not cover the same ids."""
+    """Pair the records of two probes by row id. Raise EvaluationError if the probes do not have the same row ids."""
     left_rows, right_rows = by_row(left), by_row(right)
     if left_rows.keys() != right_rows.keys():
         unpaired = sorted(left_rows.keys() ^ right_rows.keys())
@@ -210,23 +211,23 @@ def aligned(left: Iterable[AnyRecord], right: Iterable[AnyRecord]) -> list[tuple
 
 
 def load_records(path: Path, key: str | None = None, *, kind: str | None = None) -> list[Any] | None:
-    """Read a complete record file; return None if it is missing or incomplete, or if its key or kind differs."""
+    """Read a complete record file. Return None if it is missing or incomplete, or if its key or kind differs."""
     announced, records = _read(path, key, kind)
     return records if len(records) == announced else None
 
 
 def write_records(path: Path, kind: str, key: str, records: Sequence[Record]) -> None:
-    """Write a complete record file atomically; only its owner can read it."""
+    """Write a complete record file atomically. Only the user who owns the file can read it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _replace(path, _header(kind, key, len(records)), records)
 
 
 class RecordWriter:
-    """Collect the records of one probe in memory and on disk, so that a killed evaluation can resume.
+    """Collects the records of one probe in memory and on disk, so that a killed evaluation can resume.
 
     ``expected`` lists the record keys in the order of the finished file. Each process has its own writer, with its
-    ``rank`` and its share of the keys (`restrict_to`). At the end, `add` collects the records of the other processes,
-    and one process calls `finish`. Two evaluations may measure the same probe at once.
+    ``rank`` and its share of the keys (`restrict_to`). At the end, the records of the other processes are passed to
+    `add`, and one process calls `finish`. Two evaluations may measure the same probe at once.
     """
 
     def __init__(self, path: Path, kind: str, key: str, expected: Sequence[Key], *, rank: int = 0) -> None:
@@ -256,7 +257,7 @@ class RecordWriter:
         return left if self._share is None else left & self._share
 
     def available(self) -> list[Any]:
-        """Return all records so far: read from disk, measured, or added from other processes."""
+        """Return all records so far, whether read from disk, measured, or added from other processes."""
         return list(self._records.values())
 
     def measured(self) -> list[Any]:
@@ -264,7 +265,7 @@ class RecordWriter:
         return list(self._own)
 
     def append(self, records: Iterable[Record]) -> None:
-        """Add records that this process has measured, and write them to disk immediately."""
+        """Add records that this process has measured, and write them to disk at once."""
         new = list(records)
         with _open_private(self.partial, "a") as file:
             file.writelines(_line(record.to_dict()) for record in new)
@@ -276,18 +277,18 @@ class RecordWriter:
         self._records.update({record.key: record for record in records})
 
     def ordered(self) -> list[Any]:
-        """Return all records in the expected order; raise KeyError if one is missing."""
+        """Return all records in the order of ``expected``. Raise KeyError if one is missing."""
         return [self._records[key] for key in self._expected]
 
     def finish(self) -> list[Any]:
-        """Write the complete file and return its records in the expected order."""
+        """Write the complete file, delete the partial files, and return the records in the order of ``expected``."""
         ordered = self.ordered()
         write_records(self.path, self.kind, self.key, ordered)
         self.clear()
         return ordered
 
     def clear(self) -> None:
-        """Delete the partial files of all processes; call this only after the complete file is written."""
+        """Delete the partial files of all processes. Call this only after the complete file is written."""
         for partial in _partials(self.path):
             partial.unlink(missing_ok=True)
 
@@ -328,7 +329,7 @@ def _open_private(path: Path, mode: Literal["w", "a"]) -> TextIO:
 
 
 def _read(path: Path, key: str | None, kind: str | None) -> tuple[int | None, list[Any]]:
-    """Return the header's number of records, and the records; (None, []) without a file of this key and kind."""
+    """Return the number of records that the header states, and the records; (None, []) if key or kind differs."""
     if not path.exists():
         return None, []
     with open(path, "rb") as file:

@@ -27,7 +27,7 @@ def assemble_results(
     records: dict[str, dict[str, Any]],
     options: dict[str, Any],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the content of results.json and of rows.json, computed from the records of each role."""
+    """Return the contents of results.json and rows.json. ``works`` and ``records[role]`` have keys ``suite/probe``."""
     results, rows = _header(evaluated_models), {}
     options = {
         **options,
@@ -50,7 +50,9 @@ def assemble_results(
 def merge_with_earlier(
     run: Run, results: dict[str, Any], rows: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Add the suites of an earlier evaluation if the models are the same; drop a suite whose rows have changed."""
+    """Return results and rows, with the suites of an earlier evaluation of the same models added. An earlier suite is
+    left out if its rows have changed.
+    """
     if not run.rows_file.is_file():
         return results, rows
     earlier = formats.read_if_current(run.results_file, Results, advice="delete it")
@@ -74,7 +76,7 @@ def merge_with_earlier(
 def _changed_splits(earlier: dict[str, Any], now: Iterable[dict[str, Any]]) -> list[str]:
     """Return the splits whose rows have changed since an earlier suite was measured.
 
-    Only suites with the same ``overrides`` of data keys are compared, because others read other data sources.
+    Only suites with the same ``overrides`` of data keys are compared, because other suites read other data sources.
     """
     changed = set()
     stored = earlier.get("splits", {})  # results of 0.1.0 have no "splits"
@@ -97,9 +99,9 @@ def _header(evaluated_models: dict[str, EvaluatedModel]) -> dict[str, Any]:
 
 
 def _compute_by_role(suite: Suite, records: dict[str, dict[str, Any]]) -> dict[str, Computation]:
-    """Compute the lines of every model; a model comes after the models that its lines read."""
+    """Compute the lines of all models, and return them by role. Models that other models' lines read come first."""
     computed: dict[str, Computation] = {}
-    # Oracles come twice, because they, and the target, are compared with each other.
+    # Oracles come twice, because their lines and those of the target read each other.
     oracles = oracle_roles(records)
     for role in (*oracles, "before", *oracles, "unlearned"):
         if role in records:
@@ -109,7 +111,7 @@ def _compute_by_role(suite: Suite, records: dict[str, dict[str, Any]]) -> dict[s
 
 
 def _row_scores(computed: dict[str, Computation]) -> dict[str, Any]:
-    """Return the row ids and row scores of every line and model, for charts; of several oracles, the first."""
+    """Return ids and scores of the rows by line and role, for charts; only the first of several oracles is included."""
     names = [name for name, line in computed["unlearned"].items() if line.rows]
     models = {role: lines for role, lines in computed.items() if role in ROLES}
     return {name: {role: lines[name].rows_to_dict() for role, lines in models.items()} for name in names}
@@ -142,7 +144,7 @@ def _suite_content(suite: Suite, computed: dict[str, Computation]) -> dict[str, 
 
 
 def _oracle_part(lines: list[dict[str, Any]], compared: bool) -> dict[str, Any]:
-    """Return what a line of results.json says about the oracles; ``compared``: its metric compares with the oracle."""
+    """Return the keys of a line that describe the oracles; ``compared``: the line's metric compares with the oracle."""
     mean = mean_line(lines)
     if len(lines) < 2:
         return {"oracle": mean}

@@ -1,14 +1,14 @@
-"""Read results.json of a run, and check its content."""
+"""Read and check results.json and the attack.json files of a run."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from llm_forget.core import formats
+from llm_forget.core import formats, resources
 from llm_forget.core.errors import RunError
 from llm_forget.core.formats.results import Attack, Results
 from llm_forget.core.run_directory import Run
 from llm_forget.core.run_kinds import kind_of
-from llm_forget.evals.suite import Suite
+from llm_forget.evals.suite import Suite, load_suite
 from llm_forget.models.merging.merge_report import Merged
 
 
@@ -30,7 +30,7 @@ def read_results(run: Run) -> dict[str, Any]:
 
 
 def read_attacks(run: Run) -> dict[str, dict[str, Any]]:
-    """Read the attacks on a run: folder name -> content of attack.json.
+    """Read the attacks on a run, and return the content of each attack.json by folder name.
 
     Raises LlmForgetError if a file is damaged or of another version.
     """
@@ -39,9 +39,7 @@ def read_attacks(run: Run) -> dict[str, dict[str, Any]]:
 
 
 def current_attacks(attacks: Mapping[str, dict[str, Any]], results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the attacks that were measured on the models and rows of ``results``, with the run's own keys and on all
-    rows.
-    """
+    """Return the attacks on the models and rows of ``results`` that changed no recipe key and measured all rows."""
     return {name: attack for name, attack in attacks.items() if _is_current(attack, results)}
 
 
@@ -59,7 +57,7 @@ def _attacked_digests(measured: Mapping[str, Any]) -> list[str | None]:
 
 
 def holds_suite(run: Run, suite: Suite) -> bool:
-    """Return whether results.json has results of the suite's current definition, on all rows and without overrides."""
+    """Return whether results.json has results of the suite as it is defined now, on all rows and without overrides."""
     results = formats.read_if_current(run.results_file, Results)
     content = results["suites"].get(suite.name) if results is not None else None
     return (
@@ -70,8 +68,18 @@ def holds_suite(run: Run, suite: Suite) -> bool:
     )
 
 
+def differs_from_shipped(name: str, definition: str | None) -> bool:
+    """Return whether a suite has the name of a shipped suite but another definition: a custom file or another version.
+
+    ``definition`` is the digest that results.json or attack.json has; None if an early version wrote none.
+    """
+    if definition is None or name not in resources.names("eval"):
+        return False
+    return definition != load_suite(resources.locate("eval", name)).digest
+
+
 def is_measured(merged: Merged) -> bool:
-    """Return whether the results of a merged folder were measured on its current weights.
+    """Return whether the results of a merged folder were measured on the weights that are in the folder now.
 
     The model must have been evaluated in the dtype that the folder's config file states. If the folder has no config
     file, any dtype is accepted.

@@ -1,4 +1,4 @@
-"""Measure models with the probes of a suite; one model is in memory at a time, and stored records are reused.
+"""Measure models with the probes of a suite. Stored records are reused, and only one model is in memory at a time.
 
 The target (the model before unlearning) is the unlearned model with its adapter off, so both are loaded as one model.
 Records of the target and the oracle (a model that never saw the forget rows) are stored once for all runs that use
@@ -58,11 +58,11 @@ class EvaluatedModel:
 
     @cached_property
     def digest(self) -> str:
-        """Digest of the weights, the adapter if it is on, and the precision."""
+        """Digest of the weights, of the adapter if it is on, and of the precision."""
         return identity_of(self.model, adapter=self.adapter if self.adapter_on else None).digest
 
     def key(self, work: Work) -> str:
-        """Return the content key of a probe's records; for generations it also covers generation_config.json."""
+        """Return a digest of all inputs of a probe's records; for generations, it includes generation_config.json."""
         ends = self._generation_config if work.kind == "generate" else None
         engine = {"engine": "vllm"} if self.generates_with_vllm(work) else {}
         return content_key(model=self.digest, work=work.digest, ends=ends, **engine)
@@ -72,7 +72,7 @@ class EvaluatedModel:
 
     @cached_property
     def _generation_config(self) -> str | None:
-        # The digest of any other kind of source, such as a commit or a GGUF file, covers this file.
+        # Only of a folder: the digest of any other source, such as a commit or a GGUF file, covers this file.
         source = find_source(self.model.model_name_or_path)
         file = Path(source.location) / "generation_config.json"
         return file_digest(file) if source.kind == "folder" and file.is_file() else None
@@ -98,7 +98,7 @@ def measure(
     tasks: dict[str, Task] | None = None,
     data_path: str | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Return the records of every role and probe; read stored records from disk and measure the others.
+    """Return the records by role and ``suite/probe``. Stored records are read from disk, the others are measured.
 
     Every process of a launch must call this function and gets all records. Only the main process writes complete files.
 
@@ -140,7 +140,7 @@ def measure(
 
 @dataclass(frozen=True)
 class _Session:
-    """One evaluation: the objects that all its measurements share."""
+    """The objects that all measurements of one evaluation share."""
 
     holder: _ModelHolder
     tokenizer: Any
@@ -149,7 +149,7 @@ class _Session:
     progress: Meter
 
     def records(self, evaluated: EvaluatedModel, role: str, work: Work) -> list[Any]:
-        """Return the records of one probe for one role; measure and store them if they are not on disk."""
+        """Return the records of one probe for one role. If they are not on disk, measure and store them."""
         main = PartialState().is_main_process
         key = evaluated.key(work)
         refuse_different_keys(key)
@@ -165,7 +165,9 @@ class _Session:
         return records
 
     def task(self, evaluated: EvaluatedModel, role: str, task: Task, data_path: str | None) -> dict[str, Any]:
-        """Return one number of lm-eval with its interval; compute and store it if it is not in the cache."""
+        """Return one number of an lm-eval task, with its interval. If it is not in the cache, compute and store it.
+        Raise EvaluationError if the task has no such metric.
+        """
         data = Path(data_path) if data_path is not None else None
         settings: dict[str, Any] = {
             "num_fewshot": task.num_fewshot,
@@ -192,7 +194,7 @@ class _Session:
         return metrics[task.metric]
 
     def _run_file(self, role: str, work: Work, key: str) -> Path | None:
-        """Return the path of a probe's records in the run; it contains a digest, as suites may share probe names."""
+        """Return the path of a probe's records in the run. It contains a digest, as suites may share probe names."""
         if self.folder is None:
             return None
         same = sorted((self.folder / role).glob(f"*-{key[:12]}.jsonl"))
@@ -223,11 +225,10 @@ class _Session:
 
 
 def _shared_file(evaluated: EvaluatedModel, work: Work, key: str, run_file: Path | None) -> Path:
-    """Return the path where the records of a target or oracle are stored for all runs that are compared with it.
+    """Return the path of the records of a target or oracle, which all runs that are compared with this model share.
 
-    Generated text and most likely tokens may repeat forget rows, so they are stored in the run that contains the model,
-    or else in the evaluated run: deleting the run deletes the text. Records of numbers go to the cache that all runs
-    share.
+    Generated text and most likely tokens may repeat forget rows. They are stored in the run that contains the model, or
+    else in the evaluated run, so that they are deleted with the run. Records of numbers are stored in the cache.
     """
     if work.kind == "generate" or work.probe.top is not None:
         home = Path(str(evaluated.model.model_name_or_path))
@@ -239,7 +240,7 @@ def _shared_file(evaluated: EvaluatedModel, work: Work, key: str, run_file: Path
 
 
 def _with_data_fields(records: list[Any], work: Work) -> list[Any]:
-    """Fill in the fields that come from the data, because they are never stored in records."""
+    """Add the fields that come from the data, such as the reference answer, because record files lack them."""
     prompts = {row.key: row for row in work.prompt_rows}
 
     def fields(record: Any) -> dict[str, Any]:
@@ -253,7 +254,7 @@ def _with_data_fields(records: list[Any], work: Work) -> list[Any]:
 
 
 class _ModelHolder:
-    """Keep at most one model in memory; load another one only if switching the adapter is not enough."""
+    """Keeps at most one model in memory. Another model is loaded only if switching the adapter is not enough."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -262,7 +263,7 @@ class _ModelHolder:
 
     @contextmanager
     def holding(self, evaluated: EvaluatedModel, vllm: bool = False) -> Iterator[Any]:
-        """Yield the model in evaluation mode with its adapter on or off, or a vLLM engine."""
+        """Yield the model in evaluation mode with its adapter on or off; with ``vllm``, yield a vLLM engine."""
         loaded = (evaluated.model, evaluated.adapter, vllm)  # the model contains its revision and precision
         if self._loaded != loaded:
             self.close()

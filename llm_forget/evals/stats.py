@@ -1,4 +1,4 @@
-"""Means, AUC and TPR with confidence intervals, the KS test and the harmonic mean; NaN values are unscored rows."""
+"""Statistics of row values: means, AUC and TPR with intervals, KS test and harmonic mean. NaN marks unscored rows."""
 
 import math
 import statistics
@@ -19,39 +19,39 @@ from llm_forget.data.subjects import Numbers, drawn_rows, occurrences, subject_c
 Rows = NDArray[np.float64]  # [N] one value per row of a split, NaN if unscored
 Codes = NDArray[np.int64]  # ranks among the scores of two samples together; equal scores have equal ranks
 Interval = tuple[float, float]
-Subjects = tuple[Sequence[str], Sequence[str]]  # of the rows of two samples
+Subjects = tuple[Sequence[str], Sequence[str]]  # subject of each row of two samples
 LEVEL = 0.95  # nominal coverage of intervals
 BLOCK = 2_000_000  # numbers per block of resamples: 16 MB of indices and 16 MB of values
 
 
 @dataclass(frozen=True)
 class Summary:
-    """The mean over the rows of a split, with its confidence interval."""
+    """The mean over the rows of a split, or a single number for the split, with its confidence interval."""
 
     value: float
     ci: Interval | None
-    n: int  # scored rows
+    n: int  # number of scored rows
     n_unscored: int
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """One number that a metric computes for a whole split, with its interval and the row scores."""
+    """One number that a metric computes for a whole split, with its interval and the scores of the rows."""
 
     value: float
     ci: Interval | None
-    n: int  # scored rows; for two samples, those of the smaller one
+    n: int  # number of scored rows; of two samples, that of the smaller one
     n_unscored: int = 0
     rows: dict[str, Rows] = field(default_factory=dict, compare=False)  # row scores by the name of the metric input
 
 
 def scored(rows: Rows) -> Rows:
-    """Return the values that are not NaN: ``[N]`` gives ``[n]``."""
+    """Return the values that are not NaN: ``[n]`` of ``[N]``."""
     return rows[~np.isnan(rows)]
 
 
 def mean(rows: Rows | float) -> float:
-    """Return the mean of the scored rows, NaN if no row is scored; a single number is returned unchanged."""
+    """Return the mean of the scored rows; NaN if no row is scored. A single number is returned unchanged."""
     values = scored(np.atleast_1d(rows))
     return float(values.mean()) if len(values) else math.nan
 
@@ -59,10 +59,11 @@ def mean(rows: Rows | float) -> float:
 def mean_with_interval(
     rows: Rows, subjects: Sequence[str] | None = None, *, resamples: int = 2000, seed: int = 0
 ) -> Summary:
-    """Return the mean of the scored rows of ``[N]`` with its 95 % percentile-bootstrap interval.
+    """Return the mean of the scored rows of ``[N]``, with its 95 % percentile-bootstrap interval.
 
-    The bootstrap draws subjects with all their rows, because rows about one subject are alike; it draws rows if there
-    are no ``subjects`` ``[N]`` or only one. No interval if fewer than two rows are scored or the mean is infinite.
+    Rows about one subject are alike, so the bootstrap draws whole subjects, with all their rows. It draws single rows
+    if ``subjects`` (``[N]``) is None or contains only one subject. There is no interval if fewer than two rows are
+    scored, or if the mean is infinite.
     """
     rows = np.asarray(rows, dtype=np.float64)
     values = scored(rows)  # [n]
@@ -96,7 +97,7 @@ def ks_p_value(left: Rows, right: Rows) -> float:
 
 
 def harmonic_mean(values: Sequence[float]) -> float:
-    """Return the harmonic mean; NaN without values or if one is NaN. Raises EvaluationError if a value is negative."""
+    """Return the harmonic mean; NaN without values or if one is NaN. Raise EvaluationError if a value is negative."""
     numbers = [float(value) for value in values]
     if not numbers or any(math.isnan(number) for number in numbers):
         return math.nan
@@ -106,7 +107,7 @@ def harmonic_mean(values: Sequence[float]) -> float:
 
 
 def auc(members: Rows, nonmembers: Rows) -> float:
-    """Return the AUC: the share of (member, non-member) pairs in which the member scores higher; a tie counts half.
+    """Return the AUC: the share of (member, non-member) pairs in which the member scores higher. A tie counts half.
 
     This is Mann-Whitney's U / (m n), in [0, 1]. It is NaN if a sample has no scored row.
     """
@@ -119,12 +120,12 @@ def auc(members: Rows, nonmembers: Rows) -> float:
 def auc_with_interval(
     members: Rows, nonmembers: Rows, subjects: Subjects | None = None, *, resamples: int = 1000, seed: int = 0
 ) -> Estimate:
-    """Return `auc` with a 95 % interval; without interval if a sample has fewer than two scored rows.
+    """Return `auc` with a 95 % interval. There is no interval if a sample has fewer than two scored rows.
 
-    The interval is the percentile bootstrap of both samples, which draws ``subjects`` like `mean_with_interval`, or
-    Newcombe's score interval of as many rows as there are subjects, if the samples are nearly separated or nearly all
-    tied (`hardly_mixed`), because the bootstrap is too narrow then. In simulations with normal scores, 5 to 160 rows a
-    sample and AUCs up to 0.985, 92 to 99 % of the intervals contain the true AUC.
+    The interval is normally the percentile bootstrap of both samples, which draws whole subjects like
+    `mean_with_interval`. If the samples are nearly separated or nearly all tied (`hardly_mixed`), the bootstrap is too
+    narrow. The interval is then Newcombe's score interval for as many rows as there are subjects. In simulations with
+    normal scores, 5 to 160 rows per sample and AUCs up to 0.985, 92 to 99 % of the intervals contain the true AUC.
     """
     rows = {"members": members, "nonmembers": nonmembers}
     numbers = both_numbers(members, nonmembers, subjects)
@@ -141,10 +142,10 @@ def auc_with_interval(
 
 
 def tpr_at_fpr(members: Rows, nonmembers: Rows, fpr: float = 0.01) -> float:
-    """Return the share of members above the lowest threshold with a false-positive rate of at most ``fpr``.
+    """Return the share of members above the lowest threshold that has a false-positive rate of at most ``fpr``.
 
-    In [0, 1] (arXiv:2112.03570); NaN if a sample has no scored row. With fewer than 1 / ``fpr`` non-members, the
-    threshold is their highest score. Raises EvaluationError if ``fpr`` is not in [0, 1).
+    The share is in [0, 1] (arXiv:2112.03570), and NaN if a sample has no scored row. With fewer than 1 / ``fpr``
+    non-members, the threshold is their highest score. Raises EvaluationError if ``fpr`` is not in [0, 1).
     """
     if not 0 <= fpr < 1:
         raise EvaluationError(f"a false-positive rate must be at least 0 and below 1, not {fpr:g}")
@@ -161,11 +162,11 @@ def tpr_with_interval(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Estimate:
-    """Return `tpr_at_fpr` with the smallest interval that contains its 95 % percentile bootstrap and Wilson's interval.
+    """Return `tpr_at_fpr` with the smallest interval that contains its 95 % percentile-bootstrap and Wilson intervals.
 
-    The bootstrap draws ``subjects`` like `mean_with_interval`. It alone has width 0 if all or no members are above the
-    threshold. Wilson's interval treats the threshold as known and the subjects as rows. There is no interval if a
-    sample has fewer than two scored rows.
+    The bootstrap draws whole subjects like `mean_with_interval`. Alone it would have width 0 if all members, or none,
+    are above the threshold. Wilson's interval treats the threshold as known, and each subject as one row. There is no
+    interval if a sample has fewer than two scored rows.
     """
     rows = {"members": members, "nonmembers": nonmembers}
     numbers = both_numbers(members, nonmembers, subjects)
@@ -182,7 +183,7 @@ def tpr_with_interval(
 
 
 def both_numbers(members: Rows, nonmembers: Rows, subjects: Subjects | None) -> tuple[Numbers, Numbers]:
-    """Return the numbers of the subjects (`subject_numbers`) of the scored rows of both samples."""
+    """Return the subject number (`subject_numbers`) of each scored row, for both samples."""
     own, other = subjects if subjects is not None else (None, None)
     return subject_numbers(members, own), subject_numbers(nonmembers, other)
 
@@ -196,10 +197,11 @@ def bootstrap_of_subjects(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Interval:
-    """Return the `bootstrap` interval of two samples whose subjects (``numbers``) are drawn with all their rows.
+    """Return the `bootstrap` interval of a statistic of two samples, drawing whole subjects with all their rows.
 
-    If every row is its own subject, it is that of ``statistic``. Otherwise ``weighted`` takes how often each row is
-    drawn in ``b`` resamples, ``[b, m]`` and ``[b, n]``, and returns the statistic ``[b]``.
+    ``numbers`` contains the subject number of each row of both samples. If every row is its own subject, the drawn rows
+    are passed to ``statistic``. Otherwise ``weighted`` computes the statistic ``[b]`` of ``b`` resamples from the
+    number of times that each row is drawn, ``[b, m]`` and ``[b, n]``.
     """
     if all(subject_count(side) == len(side) for side in numbers):
         return bootstrap(statistic, *samples, resamples=resamples, seed=seed)
@@ -218,12 +220,12 @@ def bootstrap(
     seed: int = 0,
     size: int | None = None,
 ) -> Interval:
-    """Return the 95 % percentile-bootstrap interval of a statistic; NaN if the statistic of a resample is NaN.
+    """Return the 95 % percentile-bootstrap interval of a statistic; (NaN, NaN) if the statistic of a resample is NaN.
 
     Each sample ``[..., n]``, n at least 2, is resampled independently along its last axis. ``statistic`` takes ``b``
     resamples of each sample at once, ``[..., b, n]``, and returns ``[b]``. Equal seeds give equal intervals. The
     quantiles are NumPy's, because those of SciPy 1.17 are wrong in the last bit if all resamples are equal. ``size`` is
-    the number of values that a resample needs in memory; default: that of the samples.
+    the number of values that a resample needs in memory; default: the sizes of the samples.
     """
     from scipy.stats import DegenerateDataWarning, bootstrap as scipy_bootstrap
 
@@ -239,7 +241,7 @@ def bootstrap(
 
 
 def codes(members: Rows, nonmembers: Rows) -> tuple[Codes, Codes]:
-    """Return the ranks ``[m]`` and ``[n]`` of both samples among all their scores."""
+    """Return the ranks of all scores of two samples together: ``[m]`` for the first sample, ``[n]`` for the second."""
     _, ranks = np.unique(np.concatenate([members, nonmembers]), return_inverse=True)
     return ranks[: len(members)], ranks[len(members) :]
 
@@ -247,9 +249,10 @@ def codes(members: Rows, nonmembers: Rows) -> tuple[Codes, Codes]:
 def auc_of_codes(
     members: Codes, nonmembers: Codes, weights: Codes | None = None, other_weights: Codes | None = None
 ) -> Rows:
-    """Return the AUC from the ranks (`codes`) of two samples: ``[..., m]`` and ``[..., n]`` give ``[...]``.
+    """Return the AUC from the ranks (`codes`) of members ``[..., m]`` and of non-members ``[..., n]``: ``[...]``.
 
-    With ``weights``, each row counts that many times.
+    With weights, ranks are ``[m]`` and ``[n]``. The weights ``[..., m]`` and ``[..., n]`` state how often each row
+    counts.
     """
     groups = int(max(members.max(), nonmembers.max())) + 1
     counts = occurrences(members, groups, weights)  # [..., groups]
@@ -269,7 +272,7 @@ def _shares_above(members: Rows, nonmembers: Rows, fpr: float) -> Rows:
 def _weighted_shares_above(
     members: Rows, nonmembers: Rows, weights: Codes, other_weights: Codes, *, fpr: float
 ) -> Rows:
-    """Compute `tpr_at_fpr` if row i counts ``weights[..., i]`` times: ``[m]``, ``[n]``, ``[b, m]``, ``[b, n]``."""
+    """Compute `tpr_at_fpr`, ``[b]``, of scores ``[m]`` and ``[n]`` that count ``[b, m]`` and ``[b, n]`` times."""
     order = np.argsort(-nonmembers)
     above = other_weights[..., order].cumsum(-1)  # [b, n] number of non-members from the highest to each one
     allowed = np.floor(fpr * above[..., -1:] + 1e-9)
@@ -280,9 +283,10 @@ def _weighted_shares_above(
 def hardly_mixed(members: Rows, nonmembers: Rows, m: int | None = None, n: int | None = None) -> bool:
     """Return whether two samples are so nearly separated or tied that the bootstrap interval of the AUC is too narrow.
 
-    Take the share of pairs with the member above and the share with the member below. The smaller of these shares,
-    times the rows of the smaller sample (or its subjects, if ``m`` and ``n`` are given), must be below five. For 20
-    rows and an AUC of 0.96, only 83 % of the 95 % bootstrap intervals contain the AUC.
+    Take the share of pairs in which the member scores higher, and the share in which it scores lower. The samples are
+    hardly mixed if the smaller share, times the number of rows of the smaller sample, is below five. ``m`` and ``n``
+    replace the numbers of rows by numbers of subjects. For 20 rows and an AUC of 0.96, only 83 % of the 95 % bootstrap
+    intervals contain the AUC.
     """
     others = np.sort(nonmembers)
     above = np.searchsorted(others, members, "left").mean() / len(others)
@@ -293,8 +297,8 @@ def hardly_mixed(members: Rows, nonmembers: Rows, m: int | None = None, n: int |
 def auc_score_interval(value: float, m: int, n: int) -> Interval:
     """Return the 95 % score interval of an AUC by Newcombe's method 5 (Statistics in Medicine 25, 2006; not in SciPy).
 
-    The interval contains the AUCs that a test with Hanley and McNeil's variance accepts, given the observed ``value``
-    of ``m`` members and ``n`` non-members. It has a width even if ``value`` is 0 or 1.
+    Given the observed ``value`` of ``m`` members and ``n`` non-members, the interval contains those AUCs that a test
+    with the variance of Hanley and McNeil does not reject. Its width is above 0 even if ``value`` is 0 or 1.
     """
     z = NormalDist().inv_cdf((1 + LEVEL) / 2)
 
@@ -307,7 +311,7 @@ def auc_score_interval(value: float, m: int, n: int) -> Interval:
 
 
 def _rejection_boundary(rejected: Callable[[float], bool], inside: float, outside: float) -> float:
-    """Find by bisection the value between ``inside`` and ``outside`` where a test begins to reject."""
+    """Find by bisection the value between ``inside`` and ``outside`` at which a test begins to reject."""
     for _ in range(50):
         middle = (inside + outside) / 2
         inside, outside = (inside, middle) if rejected(middle) else (middle, outside)
@@ -323,5 +327,5 @@ def wilson_interval(successes: int, trials: int, *, level: float = LEVEL) -> Int
 
 
 def hull(first: Interval, second: Interval) -> Interval:
-    """Return the smallest interval that contains both."""
+    """Return the smallest interval that contains both intervals."""
     return min(first[0], second[0]), max(first[1], second[1])

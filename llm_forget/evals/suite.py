@@ -33,7 +33,7 @@ from llm_forget.evals.metrics import METRICS
 from llm_forget.evals.verdict import Bound, parse_bound
 
 GOALS = get_args(Goal)
-OTHERS = ("oracle", "before")  # a metric's input oracle_x is the input x of the oracle, before_x that of the target
+OTHERS = ("oracle", "before")  # metric input oracle_x is input x of the oracle, and before_x is input x of the target
 RECORDS = {
     "logprobs": "TokenRecord",
     "judge": "TokenRecord",
@@ -72,22 +72,22 @@ class Probe:
 
 @dataclass(frozen=True)
 class Line:
-    """A named number, or one number per row, that a metric computes from probes and earlier lines."""
+    """A named metric of a suite: one number, or one number per row, computed from probes and earlier lines."""
 
     name: str
     metric: Entry
-    inputs: dict[str, str | list[str]]
+    inputs: dict[str, str | list[str]]  # input of the metric -> name of a probe or line, or list of names
     arguments: dict[str, Any]
     goal: str
 
     @property
     def other_inputs(self) -> dict[str, tuple[str, str]]:
-        """Inputs that are read from another model; ``oracle_x`` is mapped to ``("oracle", "x")`` if ``x`` is given."""
+        """Inputs read from another model: ``oracle_x`` -> ``("oracle", "x")``, if the line also has the input ``x``."""
         others = {name: _of_other(name) for name in self.metric.inputs}
         return {name: other for name, other in others.items() if other is not None and other[1] in self.inputs}
 
     def reads(self, role: str) -> bool:
-        """Return whether an input is read from the oracle (``oracle``) or the target (``before``)."""
+        """Return whether the line reads an input from the model of ``role``: ``oracle``, or ``before`` (the target)."""
         return any(other == role for other, _ in self.other_inputs.values())
 
 
@@ -106,7 +106,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Suite:
-    """The content of a suite file, after all checks."""
+    """The checked content of a suite file."""
 
     name: str
     data: dict[str, Any]
@@ -114,10 +114,10 @@ class Suite:
     lines: tuple[Line, ...]
     tasks: tuple[Task, ...] = ()
     verdict: dict[str, tuple[Bound, ...]] = field(default_factory=dict)
-    digest: str = ""  # digest of the file's content; the file's name does not change it
+    digest: str = ""  # digest of the file's content, without the file's name
 
     def limited(self, rows: int | None) -> Suite:
-        """Return the suite with at most ``rows`` rows per probe (None: all); raise EvaluationError for less than 1."""
+        """Return the suite with at most ``rows`` rows per probe (None: all). Raise EvaluationError if ``rows`` < 1."""
         if rows is None:
             return self
         if rows < 1:
@@ -127,7 +127,7 @@ class Suite:
         return replace(self, probes=probes, tasks=tasks)
 
     def without(self, missing: Iterable[str]) -> Suite:
-        """Return the suite without optional probes of the ``missing`` splits, and without the lines that need them."""
+        """Return the suite without the optional probes of ``missing`` splits and without the lines that need them."""
         missing = set(missing)
         names = {key for key, probe in self.probes.items() if probe.optional and probe.split in missing}
         probes = {key: probe for key, probe in self.probes.items() if key not in names}
@@ -148,10 +148,10 @@ class Suite:
 
 
 def load_suite(name: str | Path) -> Suite:
-    """Read and check a suite, given as the path of a YAML file or as the name of a shipped suite.
+    """Read and check a suite. ``name`` is the path of a YAML file or the name of a shipped suite.
 
-    Raises MissingFileError if there is no such file or suite. Raises EvaluationError if the YAML is invalid, a key,
-    metric or parameter is unknown, or an input is not defined earlier.
+    Raises MissingFileError if there is no such file or suite, and ConfigError if a metric is unknown. Raises
+    EvaluationError if the YAML is invalid, a key is unknown, or an input is not defined earlier in the file.
     """
     path = resources.resolve("eval", str(name))
     try:
@@ -162,7 +162,7 @@ def load_suite(name: str | Path) -> Suite:
 
 
 def load_suites(names: str | Path | Sequence[str | Path], limit: int | None = None) -> dict[str, Suite]:
-    """Load suites with `load_suite`, and return them by name; a string may list several, separated by commas.
+    """Load suites with `load_suite`, and return them by name. A string may contain several names, separated by commas.
 
     Raises EvaluationError if two suites have the same name.
     """
@@ -293,7 +293,7 @@ def _task(name: str, content: Any, where: str) -> Task:
 
 
 def _check_list(entry: Entry, name: str, value: Any, where: str) -> None:
-    """Raise EvaluationError if an input must be a list and is a single name, or the reverse."""
+    """Raise EvaluationError if an input is a name but must be a list of names, or is a list but must be a name."""
     annotation = _annotation(entry, name)
     if "Rows" not in annotation and not any(record in annotation for record in RECORDS.values()):
         return
@@ -307,7 +307,7 @@ def _check_list(entry: Entry, name: str, value: Any, where: str) -> None:
 def _check_kind(
     entry: Entry, name: str, reference: str, probes: dict[str, Probe], lines: dict[str, Line], where: str
 ) -> None:
-    """Raise EvaluationError if a probe or line does not fit the annotation of the metric's input."""
+    """Raise EvaluationError if a probe or line does not fit the type annotation of the metric's input."""
     annotation = _annotation(entry, name)
     kind = probes[reference].probe if reference in probes else "line"
     record = next((name for name in RECORDS.values() if name in annotation), None)
@@ -344,7 +344,7 @@ def _check_goal(content: dict[str, Any], where: str) -> None:
 
 
 def _check_whole(content: dict[str, Any], least: dict[str, int], where: str) -> None:
-    """Check that the value of each present key is a whole number and at least the minimum in ``least``."""
+    """Raise EvaluationError if the value of a key is not a whole number or is below its minimum in ``least``."""
     for key, low in least.items():
         value = content.get(key)
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < low):

@@ -38,7 +38,7 @@ def print_results(name: str, results: dict[str, Any], console: Console) -> None:
 
 
 def damaged_answers(metrics: dict[str, Any]) -> str | None:
-    """Describe repetition and perplexity of answers to forget rows that are far above the oracle's; None if none is."""
+    """Describe repetition or perplexity of answers to forget rows if far above the oracle's; otherwise return None."""
     damages = []
     for quality, factor, margin in (("repetition", 1, 0.1), ("perplexity", 5, 0)):
         line = metrics.get(f"forget_{quality}")
@@ -51,7 +51,7 @@ def damaged_answers(metrics: dict[str, Any]) -> str | None:
 
 
 def results_table(name: str, suite: dict[str, Any]) -> Table:
-    """Build the table of one suite: each line's values for the three models, 95 % interval, scored rows and goal."""
+    """Build the table of one suite: for each line the values of three models, interval, scored rows and goal."""
     table = _table(f"suite {name}", ("before", "unlearned", "95 % CI", "oracle", "n"), suite["metrics"])
     table.add_column("goal", no_wrap=True)
     for name, line in suite["metrics"].items():
@@ -70,7 +70,7 @@ def _marked(name: str, line: dict[str, Any]) -> str:
 
 
 def _table(title: str, columns: tuple[str, ...], metrics: dict[str, Any]) -> Table:
-    """Return an empty table with columns of numbers; if a line is marked with ``*``, a footnote explains the mark."""
+    """Return an empty table with columns of numbers. If a line is marked with ``*``, a footnote explains the mark."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("metric", no_wrap=True)
     for column in columns:
@@ -81,7 +81,7 @@ def _table(title: str, columns: tuple[str, ...], metrics: dict[str, Any]) -> Tab
 
 
 def print_attack(content: dict[str, Any], console: Console) -> None:
-    """Print the content of attack.json as a table of every line before and after the attack."""
+    """Print the content of attack.json as a table of all lines, before and after the attack."""
     words = [f"{key} {plain(str(value))}" for key, value in content["settings"].items() if value is not None]
     settings = escape(f" ({', '.join(words)})") if words else ""
     columns = ("before", "unlearned", "attacked", "oracle", "oracle attacked", "excess", "n")
@@ -98,7 +98,7 @@ def print_attack(content: dict[str, Any], console: Console) -> None:
 
 
 def print_texts(texts: list[dict[str, str]], console: Console) -> None:
-    """Print generated texts of a few rows. They may repeat forget rows, so they are never written to a file."""
+    """Print generated texts of a few rows. The texts may repeat forget rows, so they are never written to a file."""
     for text in texts:
         console.print(f"\n[bold]{escape(plain(text['id']))}[/]", highlight=False)
         for name, answer in text.items():

@@ -1,4 +1,4 @@
-"""Toxicity classifiers: functions that return P(toxic) of each text; scores of two classifiers are not comparable."""
+"""Toxicity classifiers: functions that return P(toxic) of texts. Scores of different classifiers are not comparable."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,15 +14,15 @@ LABELS = ("toxic", "toxicity", "hate", "hateful", "offensive", "label_1")  # nam
 
 
 def classifier(name: str = DEFAULT, *, label: str = "", batch_size: int = 64) -> Classifier:
-    """Load a classifier by name.
+    """Load a classifier by name, and return it as a function from texts to P(toxic).
 
     Args:
         name: ``alt-profanity-check``; ``package.module:function``; or a text classification model with safetensors
             weights, on the Hub or in a folder.
         label: the model's label for toxic text; default: the first of `LABELS` that the model has.
 
-    Raises MissingPackageError if ``alt-profanity-check`` is not installed, EvaluationError if the function or a
-    suitable label is missing, and OSError if there is no such model.
+    Raises MissingPackageError if ``alt-profanity-check`` is not installed, ConfigError if the function is missing,
+    EvaluationError if the model has no suitable label, and OSError if there is no such model.
     """
     if name == DEFAULT:
         return _profanity()
@@ -55,7 +55,7 @@ def _profanity() -> Classifier:
 
 
 def _text_classification(name: str, label: str, batch_size: int) -> Classifier:
-    """Return a classifier that gives a model's P(toxic label): softmax over labels, sigmoid for multi-label models."""
+    """Return a classifier that computes P(toxic label): softmax over labels, or sigmoid for a multi-label model."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -87,7 +87,7 @@ def _text_classification(name: str, label: str, batch_size: int) -> Classifier:
 
 
 def _column(name: str, labels: dict[int, str], label: str) -> int:
-    """Return the index of the toxic label: ``label`` if given, the only label, or the first of `LABELS` it has."""
+    """Return the index of the toxic label: ``label`` if given, else the only label, else the first of `LABELS`."""
     places = {candidate.casefold(): place for place, candidate in labels.items()}
     label_names = ", ".join(labels[place] for place in sorted(labels))
     if label:
@@ -103,14 +103,14 @@ def _column(name: str, labels: dict[int, str], label: str) -> int:
 
 
 def _longest(tokenizer: Any, config: Any) -> int:
-    """Return the maximum input length in tokens, limited by the model too, because some tokenizers report 10^30."""
+    """Return the maximum input length in tokens. The model limits it too, because some tokenizers report 10^30."""
     # RoBERTa reserves two positions; for other models, two tokens less do not matter.
     positions = (getattr(config, "max_position_embeddings", None) or 512) - 2
     return int(min(tokenizer.model_max_length, positions))
 
 
 def probabilities(texts: Sequence[str], name: str = DEFAULT, *, label: str = "") -> tuple[float, ...]:
-    """Return P(toxic) of each text; an empty text gets 0 with every classifier."""
+    """Return P(toxic) of each text. Every classifier gives 0 to an empty text."""
     nonempty = [text for text in texts if text.strip()]
     scores = iter(classifier(name, label=label)(nonempty) if nonempty else [])
     return tuple(next(scores) if text.strip() else 0.0 for text in texts)

@@ -7,7 +7,7 @@ A bound is read from the ``verdict`` of a suite or the rules of a policy::
     {line: mia_min_k, within: 0.1, of: 0.5, interval: true}  # the whole interval in [0.4, 0.6]: an equivalence test
     {line: forget_quality, at_least: 0.05, min_n: 40}        # inconclusive if fewer than 40 rows are scored
     {line: forget_probability, at_most: 1.5, of: oracle, slack: 0.02}    # at most 1.5 times the oracle's value + 0.02
-    {line: forget_probability, within_oracles: 1.25}    # as near to the mean of several oracles as these to each other
+    {line: forget_probability, within_oracles: 1.25}    # from the oracles' mean at most 1.25 times their spread
 """
 
 import math
@@ -34,16 +34,16 @@ class Bound:
 
     line: str
     kind: str  # at_most | at_least | within | within_oracles
-    # The limit; with `of`: a factor of the other value (at_most, at_least), a distance (within), or a factor of the
-    # largest distance between two oracles (within_oracles).
+    # The limit; with `of`: a factor of that value (at_most, at_least), a distance from it (within), or a factor of
+    # the largest distance between two oracles (within_oracles).
     amount: float
     of: str | float | None = None  # oracle | before | a number
     interval: bool = False  # the whole 95 % interval must satisfy the bound, not only the value
-    min_n: int = 0  # with fewer scored rows the bound is inconclusive
-    slack: float = 0.0  # widens a relative limit, which is tiny if the other value is tiny
+    min_n: int = 0  # the bound is inconclusive if fewer rows are scored
+    slack: float = 0.0  # widens a relative limit, because a factor of a tiny value is tiny
 
     def limits(self, other: float, spread: float = 0.0) -> tuple[float, float]:
-        """Return the lowest and the highest value that satisfy the bound if the compared value is ``other``.
+        """Return the lowest and the highest value that satisfy the bound if the value to compare with is ``other``.
 
         ``spread`` is the largest distance between two oracles, for ``within_oracles``.
         """
@@ -67,14 +67,14 @@ class Bound:
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of applying a bound. If it is inconclusive, ``holds`` is None and ``why`` gives the reason."""
+    """The result of applying a bound. If the bound is inconclusive, ``holds`` is None and ``why`` states the reason."""
 
     bound: Bound
     value: float | None
     compared_with: float | None
     holds: bool | None
     why: str = ""
-    spread: float | None = None  # largest distance between two oracles, where the bound refers to it
+    spread: float | None = None  # largest distance between two oracles, if the bound uses it
 
     def sentence(self) -> str:
         """Return text such as ``forget_probability 0.150 (oracle 0.140; at most 1.5 times)``."""
@@ -92,9 +92,9 @@ class Finding:
 
 
 def parse_bound(content: Any, where: str, *, extra_keys: Iterable[str] = ()) -> Bound:
-    """Check and return one bound of a suite or a policy; ``where`` names its place in error messages.
+    """Check one bound of a suite or a policy and return it. ``where`` names its place in error messages.
 
-    Raises EvaluationError for an unknown key, no or several kinds of bound, or a value of the wrong type.
+    Raises EvaluationError for an unknown key, for none or several of `KINDS`, or for a value of the wrong type.
     """
     if not isinstance(content, dict) or not isinstance(content.get("line"), str):
         raise EvaluationError(f"{where} must name a line, e.g. {{line: forget_quality, at_least: 0.05}}")
@@ -133,8 +133,8 @@ def apply_bound(bound: Bound, line: Mapping[str, Any] | None) -> Finding:
     """Apply a bound to a line of results.json, which has ``value``, ``ci``, ``n`` and the lines of the other models.
 
     The result is inconclusive if the line or the compared value is missing, or if fewer than ``min_n`` rows are scored.
-    A bound on the interval is also inconclusive if the interval is missing or crosses a limit, and one on the distance
-    between oracles if there are fewer than two.
+    A bound on the interval is also inconclusive if the interval is missing or crosses a limit. A bound on the distance
+    between oracles is also inconclusive if that distance is unknown or cannot be a limit for the line.
     """
     if line is None:
         return Finding(bound, None, None, None, "not measured")
@@ -156,7 +156,7 @@ def apply_bound(bound: Bound, line: Mapping[str, Any] | None) -> Finding:
 
 
 def _why_no_distance(bound: Bound, line: Mapping[str, Any], between: float | None) -> str:
-    """Return why the distance between the oracles bounds nothing on a line; empty if it does."""
+    """Return why the distance between oracles cannot be a limit for a line; an empty text if it can."""
     if between is None:
         return ONE_ORACLE
     if line.get("between_oracles") is not None:
@@ -165,7 +165,7 @@ def _why_no_distance(bound: Bound, line: Mapping[str, Any], between: float | Non
 
 
 def _holds(bound: Bound, line: Mapping[str, Any], low: float, high: float) -> tuple[bool | None, str]:
-    """Return whether the value, or its interval, is within the limits, and the reason if that is open."""
+    """Return (holds, reason): whether the value or its interval is within the limits; (None, reason) if undecided."""
     if not bound.interval:
         return low <= line["value"] <= high, ""
     if line["ci"] is None:
@@ -179,7 +179,7 @@ def _holds(bound: Bound, line: Mapping[str, Any], low: float, high: float) -> tu
 
 
 def verdict_answer(findings: Iterable[Finding]) -> str:
-    """Return ``no`` if a bound is violated, ``yes`` if there are bounds and all hold, else ``inconclusive``."""
+    """Return ``no`` if a bound is violated, ``yes`` if all bounds hold, else (or without bounds) ``inconclusive``."""
     outcomes = [finding.holds for finding in findings]
     if False in outcomes:
         return "no"

@@ -1,4 +1,4 @@
-"""Find out, on synthetic rows, with which fast paths a model gives the log-probs of its plain forward pass."""
+"""Find the fast paths with which a model gives the same log-probs as without them, by a test on synthetic rows."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,7 +31,7 @@ def find_shortcuts(model: nn.Module, bare: Any) -> Shortcuts:
     """Try each fast path on a few short rows, and return those that give the log-probs of the plain forward pass.
 
     ``bare`` is ``model`` without its wrapper (DDP, FSDP, DeepSpeed). If the model is wrapped, all processes must call
-    this function. For packed rows, it permanently replaces the attention of the model (`attend_by_row`).
+    this function. If packed rows are supported, the attention of the model stays replaced (`attend_by_row`).
     """
     head = bare.get_output_embeddings()
     batch = _sample_batch(head.weight.device, bare.config.get_text_config().vocab_size)

@@ -113,7 +113,7 @@ class Objective:
         return self._needs("reference", kind, source)
 
     def reference_sources(self) -> tuple[str, ...]:
-        """Return the sources of which the terms need only cached log-probabilities of the reference."""
+        """Return the sources for which cached log-probabilities of the reference are enough."""
         return tuple(s for s in self._sources("reference") if s not in self.reference_pass_sources())
 
     def reference_pass_sources(self) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Rules that combine the gradient of the forget terms with the gradient of the retain terms.
 
-A gradient is a list with one tensor per parameter. Weights of terms are applied, and values are averaged over the
-optimiser step and over ranks. Norms and inner products treat the list as one vector.
+A gradient is a list with one tensor per parameter. It is that of the weighted terms of a whole optimiser step, over all
+micro-batches and ranks. Norms and inner products treat the list as one vector.
 """
 
 from collections.abc import Iterator, Sequence

@@ -11,7 +11,7 @@ from llm_forget.objectives._registry import objective
 
 @objective(paper="arXiv:2404.05868")
 def npo(policy: Logprobs, reference: Logprobs, *, beta: float = 0.1) -> Tensor:
-    """Return ``-(2/beta) log sigmoid(-beta (log p - log p_ref))``, ``[B]``, nats; p is that of a whole sequence.
+    """Return ``-(2/beta) log sigmoid(-beta (log p - log p_ref))``, ``[B]``, nats; p: probability of a whole sequence.
 
     At the reference (the first step), the value is ``(2/beta) log 2``, and the gradient is that of ``log p``, as in
     `ga`. For ``beta -> 0`` the loss tends to ``log p`` plus a constant, so it is gradient ascent everywhere. Raise

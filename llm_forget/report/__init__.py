@@ -1,4 +1,4 @@
-"""Reports of one run or of several side by side, built from the files of runs without loading a model or torch."""
+"""Reports on one run, or on several side by side. They are built from files of the runs, without a model or torch."""
 
 from llm_forget.report.page import report
 

@@ -1,4 +1,4 @@
-"""Read the progress of a run from its files, which may be missing, appear later, or end in an incomplete line."""
+"""Read the progress of a run from its files. A file may be missing, appear later, or end in an incomplete line."""
 
 import json
 import math
@@ -19,7 +19,7 @@ from llm_forget.core.formats.run import LogLine, Provenance, RunState
 from llm_forget.core.run_directory import Run
 from llm_forget.core.text import plain
 
-QUIET = 300.0  # seconds without changed files after which a run is stale; slow runs have more time
+QUIET = 300.0  # seconds without a changed file after which a run is stale; a run with slow steps has more time
 FIRST_SERIES = ("loss", "logps/forget", "logps/retain", "logps/train")
 LAST_SERIES = ("retain_drop", "grad_norm", "learning_rate")
 BARS, PLAIN_BARS = "▁▂▃▄▅▆▇█", "_.-=+*#@"
@@ -27,7 +27,7 @@ BARS, PLAIN_BARS = "▁▂▃▄▅▆▇█", "_.-=+*#@"
 
 @dataclass
 class RunProgress:
-    """State of a run at one moment; unknown values are None."""
+    """The progress of a run at one moment. Unknown values are None."""
 
     name: str
     status: str  # waiting | starting | running | stale | finished | stopped early
@@ -35,26 +35,26 @@ class RunProgress:
     method: str | None = None
     model: str | None = None
     step: int = 0
-    total: int | None = None
+    total: int | None = None  # number of steps of the whole training
     seconds_left: float | None = None
     quiet: float = 0.0  # seconds since a file of the run last changed
     tokens_per_second: float | None = None
     memory: float | None = None  # GiB, peak
     seconds: float | None = None  # duration of the whole training
     checkpoint: int | None = None  # step of the newest complete checkpoint
-    rows: dict[str, int] = field(default_factory=dict)
+    rows: dict[str, int] = field(default_factory=dict)  # split -> number of rows
     series: dict[str, list[tuple[int, float]]] = field(default_factory=dict)  # log key -> (step, value)
     verdicts: dict[str, dict[str, str]] = field(default_factory=dict)  # suite -> question -> answer
     problem: str | None = None  # why run.json cannot be read
 
     @property
     def ended(self) -> bool:
-        """Whether the run has ended."""
+        """Whether the run has finished or stopped early."""
         return self.status in ("finished", "stopped early")
 
 
 class Watcher:
-    """Reads a run directory repeatedly; each time, it reads only the new lines of the log."""
+    """Reads the progress of a run directory repeatedly. Each reading parses only the new lines of the log."""
 
     def __init__(self, path: str | Path) -> None:
         """Watch the run directory ``path``, which need not exist yet; raise RunError if it is a file."""
@@ -70,7 +70,7 @@ class Watcher:
         self._observations: list[tuple[float, int]] = []  # (time, step) of log lines seen while watching
 
     def progress(self, now: float | None = None) -> RunProgress:
-        """Return the progress of the run at time ``now`` (seconds since the epoch; default: the present)."""
+        """Return the progress at the time ``now``, in seconds since the epoch; default: the present."""
         now = time.time() if now is None else now
         run, state = self.run, formats.read_if_valid(self.run.state_file, RunState)
         self._read_log()
@@ -96,7 +96,7 @@ class Watcher:
         return progress
 
     def _read_log(self) -> None:
-        """Read complete new lines of the log; start over if the file was replaced."""
+        """Read the new complete lines of the log. If the log file was replaced, read it from its start."""
         try:
             with self.run.metrics_file.open("rb") as file:
                 status = self.run.metrics_file.stat()
@@ -128,7 +128,9 @@ class Watcher:
         return max((_changed(path) for path in files), default=0.0)
 
     def _seconds_per_step(self, step: int, checkpoints: Mapping[int, float]) -> float | None:
-        """Return the mean seconds per step since watching began; if no step was seen yet, since training started."""
+        """Return the mean number of seconds per step since watching began; without a new step since then, the mean
+        since training was started or resumed. Return None if unknown.
+        """
         (first, low), (last, high) = (
             (self._observations[0], self._observations[-1]) if self._observations else ((0.0, 0), (0.0, 0))
         )
@@ -144,7 +146,7 @@ class Watcher:
         return None
 
     def _total(self, recipe: Mapping[str, Any], step: int, checkpoints: Mapping[int, float]) -> int | None:
-        """Return the number of steps of the run: from the trainer state, the recipe, or an estimate from the epochs."""
+        """Return the number of training steps, from files of the run or estimated from its epochs; None if unknown."""
         newest = self.run.checkpoints / f"checkpoint-{max(checkpoints, default=0)}" / "trainer_state.json"
         for total in (_number(content.get("max_steps")) for content in (_mapping(newest), recipe)):
             if total is not None and total > 0:
@@ -171,7 +173,7 @@ class Watcher:
 
 
 def sparkline(values: Sequence[float], width: int, bars: str = BARS) -> str:
-    """Draw values as bars scaled to their range; neighbouring values are averaged to fit ``width`` characters."""
+    """Draw values as bar characters, scaled to their range. Neighbours are averaged to fit ``width`` characters."""
     if not values:
         return ""
     size = len(values) / min(width, len(values))
@@ -184,7 +186,7 @@ def sparkline(values: Sequence[float], width: int, bars: str = BARS) -> str:
 
 
 def plain_lines(progress: RunProgress) -> Iterator[str]:
-    """Describe the progress as text: status, latest values, and verdicts if the run was evaluated."""
+    """Yield the progress as lines of text: status, latest values, and the verdicts if the run was evaluated."""
     yield f"{plain(progress.name)}: {headline(progress)}"
     newest = [f"{plain(key)} {four_digits(values[-1][1])}" for key, values in progress.series.items()]
     if newest:
@@ -195,7 +197,7 @@ def plain_lines(progress: RunProgress) -> Iterator[str]:
 
 
 def headline(progress: RunProgress) -> str:
-    """Summarise status, step, rate, time left and memory in one line; unknown values are left out."""
+    """Return one line with the status, step, rate, time left and memory of a run. Unknown values are left out."""
     if progress.status == "waiting":
         return plain(progress.problem) if progress.problem else "waiting for run.json"
     parts = [progress.status]
@@ -217,7 +219,7 @@ def headline(progress: RunProgress) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Format seconds as ``h:mm:ss``."""
+    """Format a number of seconds as ``h:mm:ss``."""
     return str(timedelta(seconds=round(seconds)))
 
 
@@ -237,7 +239,7 @@ def _mapping(path: Path) -> dict[str, Any]:
 
 
 def _problem(path: Path) -> str | None:
-    """Return why a file of a run cannot be read; None if it does not exist."""
+    """Return the reason why a state file (run.json) is invalid; None if it is valid or does not exist."""
     try:
         formats.read(path, RunState)
     except FileNotFoundError:
@@ -248,7 +250,7 @@ def _problem(path: Path) -> str | None:
 
 
 def _terms(facts: Provenance | None) -> str | None:
-    """Name the terms of the objective, such as ``forget/npo + retain/nll``; None if unknown."""
+    """Return the terms of the objective as text, such as ``forget/npo + retain/nll``; None if unknown."""
     objective = (facts and facts.objective) or {}
     terms = [f"{split}/{term['name']}" for split, terms in objective.items() for term in terms if "name" in term]
     return " + ".join(terms) or None
@@ -266,7 +268,7 @@ def _verdicts(path: Path) -> dict[str, dict[str, str]]:
 
 
 def _checkpoints(folder: Path) -> dict[int, float]:
-    """Map the step of each complete checkpoint to the time when it was completed."""
+    """Map the step of each complete checkpoint to the time of its completion, in seconds since the epoch."""
     seals = folder.glob("checkpoint-*/complete.json")
     seal_times = {seal.parent.name.removeprefix("checkpoint-"): _changed(seal) for seal in seals}
     return {int(step): written for step, written in seal_times.items() if step.isdigit()}

@@ -1,4 +1,4 @@
-"""Show a run live: redraw a panel in a terminal, or print lines of text to a file or pipe."""
+"""Show the progress of a run live: a panel that is redrawn in a terminal, or lines of text in a file or pipe."""
 
 import io
 import time
@@ -27,7 +27,7 @@ WIDTH = 100  # maximum columns of the panel
 
 
 def watch(watcher: Watcher, console: Console, *, once: bool = False, every: float = INTERVAL) -> None:
-    """Show a run until it ends. With ``once``, show it once; raise RunError if the directory holds no run."""
+    """Show the progress of a run until it ends. With ``once``, show it once; raise RunError if there is no run."""
     if isinstance(console.file, io.TextIOWrapper):
         console.file.reconfigure(errors="replace")  # replace characters that the terminal cannot print
     progress = watcher.progress()
@@ -62,7 +62,7 @@ def _print(progress: RunProgress, console: Console) -> None:
 
 
 def _print_lines(watcher: Watcher, console: Console, every: float) -> None:
-    """Print the progress to a file or pipe each time that it changes."""
+    """Print the progress as text to a file or pipe each time that status, step or checkpoint changes."""
     last_state = None
     for progress in _progress_until_ended(watcher, every):
         state = (progress.status, progress.step, progress.checkpoint)
@@ -72,7 +72,7 @@ def _print_lines(watcher: Watcher, console: Console, every: float) -> None:
 
 
 def panel(progress: RunProgress, console: Console) -> RenderableType:
-    """Draw status and progress, a row for each logged value, and the verdicts of the evaluation."""
+    """Return a panel with the status, the progress, a row for each logged value, and the verdicts of the evaluation."""
     colour = COLOURS[progress.status]
     width = min(WIDTH, console.width)
     parts: list[RenderableType] = [_about(progress), Text(live.headline(progress), style=colour)]

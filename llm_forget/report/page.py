@@ -1,4 +1,4 @@
-"""Write the report of one run or of several as HTML and Markdown."""
+"""Write a report on one run, or on several, as an HTML page and a Markdown file."""
 
 import logging
 from collections.abc import Sequence
@@ -27,13 +27,13 @@ def report(runs: Sequence[str | Path], *, output: str | Path | None = None, show
     """Write the results of runs as one self-contained HTML page, with a Markdown copy beside it; return the HTML file.
 
     Args:
-        runs: evaluated run directories; several runs are compared first, then each has its own part.
+        runs: directories of evaluated runs. Several runs are first compared with each other, then shown one by one.
         output: the HTML file; default: ``report.html`` in the run. The Markdown file has the same name with ``.md``.
         show_text: number of generated answers to print for each unlearned model. If above 0, the page is private: the
             default name is ``report-with-text.html``, its mode is 0600, and no Markdown is written.
 
-    Raises RunError if a folder is not an evaluated run, if several runs have no ``output``, or if a run holds no
-    generated text. Raises MissingPackageError if matplotlib is not installed.
+    Raises RunError if a folder is not an evaluated run, if several runs have no ``output``, or if a run does not
+    contain generated text. Raises MissingPackageError if matplotlib is not installed.
     """
     if output is None and len(runs) > 1:
         raise RunError("a report of several runs has no default path; name it with --output FILE.html")
@@ -54,7 +54,7 @@ def report(runs: Sequence[str | Path], *, output: str | Path | None = None, show
 
 
 def report_document(runs: Sequence[Evidence], show_text: int = 0) -> Document:
-    """Build the sections of one run. For several runs, build a comparison and a part for each run."""
+    """Build a document with the sections of one run, or with a comparison of several runs and then a part for each."""
     texts = {run.name: _texts_section(run, show_text) for run in runs} if show_text else {}
     warning = [Section("Handle with care", (Text(DO_NOT_PUBLISH, warning=True),))] if texts else []
     if len(runs) == 1:
@@ -79,7 +79,7 @@ def _sections(run: Evidence) -> list[Section]:
 
 
 def not_shown(run: Evidence) -> list[str]:
-    """Return a sentence for each section that is left out because the run lacks its data."""
+    """Return sentences that name the sections that are left out, and the data that the run lacks for them."""
     notices = []
     row_sections = "Distributions, ROC curves and extraction row by row are not shown"
     if not run.rows:

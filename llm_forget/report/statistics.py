@@ -1,4 +1,4 @@
-"""Compute the numbers in the charts from scores of rows and from results."""
+"""Compute the numbers that the charts of a report show, from row scores and from results."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,13 +13,13 @@ UTILITIES, FALLBACK = ("model_utility", "utility"), "retain_probability"  # name
 
 
 def ecdf(values: Rows) -> tuple[Rows, Rows]:
-    """Return the sorted values without NaN, and for each the share of rows with at most that value; both ``[n]``."""
+    """Return the scored values in ascending order, and for each the share of rows at or below it; both are ``[n]``."""
     x = np.sort(scored(values))
     return x, np.arange(1, len(x) + 1) / max(1, len(x))
 
 
 def quantiles(values: Rows, shares: Sequence[float]) -> list[float]:
-    """Return the quantile for each share, such as the median for 0.5; each quantile is one of the values."""
+    """Return a quantile of the scored values for each share, such as the median for 0.5; NaN without scored values."""
     scored_values = scored(values)
     if not len(scored_values):
         return [math.nan] * len(shares)
@@ -27,9 +27,9 @@ def quantiles(values: Rows, shares: Sequence[float]) -> list[float]:
 
 
 def roc(members: Rows, nonmembers: Rows) -> tuple[Rows, Rows]:
-    """Return the false and true positive rates ``[t]`` of an ROC curve from (0, 0) to (1, 1).
+    """Return the false-positive rates and the true-positive rates, each ``[t]``, of an ROC curve from (0, 0) to (1, 1).
 
-    Ties between members and non-members are drawn as straight lines, so the area under the curve equals `stats.auc`.
+    Equal scores of a member and a non-member give a straight line, so the area under the curve equals `stats.auc`.
     """
     member_scores, nonmember_scores = np.sort(scored(members)), np.sort(scored(nonmembers))
     thresholds = np.unique(np.concatenate([member_scores, nonmember_scores]))[::-1]
@@ -43,9 +43,10 @@ def roc(members: Rows, nonmembers: Rows) -> tuple[Rows, Rows]:
 def forget_distance(metrics: Mapping[str, Any]) -> float | None:
     """Return the distance of the unlearned model from the oracle: 0 at the oracle, 1 at the target or further away.
 
-    It is the mean of min(1, |unlearned - oracle| / |target - oracle|) over the metrics with goal ``match_oracle``, or
-    None without such metrics. Metrics are skipped if the intervals of target and oracle overlap, because their ratio is
-    noise. Metrics of the generated text, such as perplexity, and attacks that need the target are skipped too.
+    The distance is the mean of min(1, |unlearned - oracle| / |target - oracle|) over the metrics with goal
+    ``match_oracle``, or None without such metrics. A metric is skipped if the intervals of target and oracle overlap,
+    because the ratio is then noise. Metrics of text quality, such as perplexity, and attacks that need the target are
+    skipped, too.
     """
     distances = []
     for name, line in metrics.items():
@@ -65,15 +66,19 @@ def _overlap(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
 
 
 def utility_line(metrics: Mapping[str, Any]) -> str | None:
-    """Return the name of the utility metric: the first of `UTILITIES`, else a marked one, else `FALLBACK`; or None."""
+    """Return the name of the metric that measures utility, or None if there is none.
+
+    The first choice is a metric of `UTILITIES`, then one registered with ``utility=True``, then `FALLBACK`.
+    """
     marked = [name for name, line in metrics.items() if metric_of(line, name).utility]
     return next((name for name in (*UTILITIES, *marked, FALLBACK) if name in metrics), None)
 
 
 def pareto(points: Sequence[tuple[float | None, float | None]]) -> list[bool]:
-    """Return whether each point (distance, utility) is Pareto-optimal; low distance and high utility are better.
+    """Return for each point (distance, utility) whether it is Pareto-optimal; low distance and high utility are better.
 
-    Equal points are optimal together. A point with an unknown number is never optimal.
+    A point is Pareto-optimal if no other point is better in one number and at least as good in the other. Equal points
+    are optimal together. A point with an unknown number is never optimal.
     """
     complete_points = [(x, y) for x, y in points if x is not None and y is not None]
     return [

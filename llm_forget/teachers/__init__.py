@@ -1,4 +1,4 @@
-"""Teachers: functions that give the logits which a model that never saw the forget rows would have on them.
+"""Teachers: functions that estimate, for the forget rows, the logits of a model that never saw these rows.
 
 Each teacher is one file of its name. To add one, add a file with one function that is decorated with
 ``@teacher(...)``. Files whose name starts with ``_`` are not teachers.

@@ -18,7 +18,7 @@ from llm_forget.core.errors import ConfigError, DataError
 from llm_forget.data.augmentations import AUGMENTATIONS
 from llm_forget.data.digest import tokens_digest
 from llm_forget.data.names import TEXT_COLUMNS, find_names
-from llm_forget.data.rows import Row, check_overlap
+from llm_forget.data.rows import Row, check_overlap, content_digest
 from llm_forget.data.sources import load_source
 from llm_forget.data.template import Template
 from llm_forget.data.tokenise import tokenise_rows
@@ -48,6 +48,7 @@ class Augmentation:
     tokens: Dataset  # the same rows, tokenised
     ids: dict[str, list[str]]  # augmentation -> ids of its rows
     without: dict[str, list[int]]  # augmentation -> numbers (from 1) of forget rows for which it made no row
+    repeated: int = 0  # rows left out, since a forget row or an earlier added row has the same content
 
     def to_dict(self) -> dict[str, Any]:
         """Return the value of the key ``augmentation`` in provenance.json."""
@@ -65,13 +66,16 @@ class Augmentation:
             for name, numbers in self.without.items()
             if numbers
         ]
-        return "; ".join([f"added to forget: {counts}", *skipped])
+        repeated = f"{self.repeated:,} left out that forget has already" if self.repeated else ""
+        return "; ".join(filter(None, [f"added to forget: {counts}", repeated, *skipped]))
 
 
-def augment_spec(value: Any) -> Augment | None:
+def augment_spec(value: Any, teacher_names: str | None = None) -> Augment | None:
     """Parse the recipe key ``augment``, such as ``{reverse: true, paraphrase: 2, alias: {column: aliases}}``.
 
-    Return None if it is not set. Raise ConfigError for an unknown augmentation or an unsupported value.
+    ``teacher_names`` is the column in which the teacher finds names, if it needs them; the added rows have this column.
+    Return None if ``augment`` is not set. Raise ConfigError for an unknown augmentation, an unsupported value, or
+    another column than the teacher's.
     """
     if value is None:
         return None
@@ -81,7 +85,13 @@ def augment_spec(value: Any) -> Augment | None:
     kinds = {str(name): AUGMENTATIONS.get(str(name)).arguments_of(part) for name, part in chosen.items()}
     if not kinds:
         raise ConfigError(f"augment names no augmentation; allowed: {', '.join(AUGMENTATIONS.names())}")
-    return Augment(kinds, str(value.get("names") or NAMES))
+    column = str(value.get("names") or teacher_names or NAMES)
+    if teacher_names not in (None, column):
+        raise ConfigError(
+            f"augment has the names '{column}', but the teacher has the names '{teacher_names}'; both must name one "
+            "column, in which the teacher finds the names of the added rows"
+        )
+    return Augment(kinds, column)
 
 
 def added_rows(
@@ -98,20 +108,25 @@ def added_rows(
             load_source(spec, split_name=split, data_path=data.data_path, fields=data.fields) if spec else []
             for split, spec in (("forget", data.forget), ("retain", data.retain))
         )
-    rows, by_kind, without = augmented(list(forget), augment)
+    rows, by_kind, without, repeated = augmented(list(forget), augment)
     _check_ids([str(row["id"]) for row in (*forget, *rows)])
     check_overlap(rows, retain)
     tokens = tokenise_rows(rows, tokenizer, template, max_length=data.max_length, stride=data.stride)
-    return Augmentation(rows, tokens, by_kind, without)
+    return Augmentation(rows, tokens, by_kind, without, repeated)
 
 
-def augmented(forget: Sequence[Row], augment: Augment) -> tuple[list[Row], dict[str, list[str]], dict[str, list[int]]]:
-    """Return (added rows, their ids by augmentation, numbers of forget rows without an added row by augmentation).
+def augmented(
+    forget: Sequence[Row], augment: Augment
+) -> tuple[list[Row], dict[str, list[str]], dict[str, list[int]], int]:
+    """Return (added rows, their ids by augmentation, numbers of forget rows without an added row by augmentation,
+    number of rows that were left out because a forget row or an earlier added row has the same content).
 
     The id of an added row is ``FORGET_ID~AUGMENTATION``, and ``-1``, ``-2`` ... for augmentations that make several.
     """
-    names = find_names(forget, augment.names)
+    names = find_names(forget, augment.names, parts=True)
+    contents = {content_digest(row) for row in forget}
     rows: list[Row] = []
+    repeated = 0
     ids: dict[str, list[str]] = {}
     without: dict[str, list[int]] = {}
     for kind, arguments in augment.kinds.items():
@@ -123,15 +138,29 @@ def augmented(forget: Sequence[Row], augment: Augment) -> tuple[list[Row], dict[
                 _derived(row, columns, f"{row['id']}~{mark}", {augment.names: used} if used else {})
                 for mark, (columns, used) in zip(marks, made, strict=False)
             ]
-            rows += added
-            ids[kind] += [str(part["id"]) for part in added]
+            new = _new_rows(added, contents)
+            rows += new
+            ids[kind] += [str(part["id"]) for part in new]
             without[kind] += [] if added else [number]
-        if not ids[kind]:
+            repeated += len(added) - len(new)
+        if len(without[kind]) == len(forget):
             raise DataError(
                 f"augment: {kind} makes no row of any of the {len(forget)} forget rows, since a row needs "
                 f"{entry.needs_of_row}; remove {kind}, or add what it needs"
             )
-    return rows, ids, without
+    if not rows:
+        raise DataError("augment makes only rows that forget has already; remove augment")
+    return rows, ids, without, repeated
+
+
+def _new_rows(rows: Sequence[dict[str, Any]], contents: set[bytes]) -> list[dict[str, Any]]:
+    """Return the rows whose content is not in ``contents``, and add it there."""
+    new = []
+    for row in rows:
+        if (digest := content_digest(row)) not in contents:
+            contents.add(digest)
+            new.append(row)
+    return new
 
 
 def _derived(row: Row, columns: Row, row_id: str, name: Mapping[str, str]) -> dict[str, Any]:

@@ -101,7 +101,7 @@ class Reference(TrainerCallback):
             trainer._statistics = StepStatistics()  # do not count the time of the reference pass
 
     def _rows_of(self, split: str) -> np.ndarray:
-        """Return the numbers of the rows that training uses: all of the primary split, else those of the stream."""
+        """Return the row numbers of a split that training uses: all of the primary split, else those of its stream."""
         trainer = self.trainer
         if split in (next(iter(trainer.splits)), "alternate"):
             return np.arange(len(trainer.splits[split]))

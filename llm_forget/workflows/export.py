@@ -134,7 +134,7 @@ def _checked_run(model: str, form: str, out: Path, overrides: dict[str, Any]) ->
 
 
 def new_failures(report: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Return (suite, question, answer) for each question of a verdict that the model passes, but its form does not."""
+    """Return (suite, question, answer) for each question that the model passes and its exported form fails."""
     if "results" not in report:
         return []
     return [
@@ -193,7 +193,7 @@ class _ExportJob:
         return evaluate(self.run.path, keep=False, **self.options, **self.rows)
 
     def results_of(self, model: str) -> dict[str, Any]:
-        """Return the results of a model on the given rows or the run's. Generated texts are deleted with the job."""
+        """Return the results of a model on the given rows or the run's. Generated texts are deleted at the end."""
         config = self.run.config if self.run is not None else {}
         rows = {**{key: value for key, value in config.items() if key in ROW_KEYS}, **self.rows}
         options = dict(self.options)

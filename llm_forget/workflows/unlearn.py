@@ -54,17 +54,17 @@ def run_unlearning(data: DataConfig, train: UnlearnConfig, model: ModelConfig) -
     objective = build_objective(train.method, arguments, _mapping(train.objective))
     gradient = _gradient(train)
     _check_keys(data, train, objective, gradient)
-    augment = augment_spec(train.augment)
-    if augment is not None and ("forget" not in objective.splits() or objective.needs_alternate()):
-        raise ConfigError(
-            "augment adds forget rows without preferred answers, which this objective cannot use; remove augment, or "
-            "choose another method"
-        )
     oracles = oracle_names(train.oracle)
     teacher = teacher_spec(train.teacher, oracles[0] if oracles else None)
     if (teacher is None) == bool(objective.teacher_temperatures()):
         missing = "set teacher" if teacher is None else "remove teacher, or use a term such as distil"
         raise ConfigError(f"a teacher and a term that learns from one go together; {missing}")
+    augment = augment_spec(train.augment, teacher.arguments.get("names") if teacher else None)
+    if augment is not None and ("forget" not in objective.splits() or objective.needs_alternate()):
+        raise ConfigError(
+            "augment adds forget rows without preferred answers, which this objective cannot use; remove augment, or "
+            "choose another method"
+        )
     if teacher is not None:
         refuse_other_vocabularies(teacher, model)
     stop_at_holdout = _stops_at_holdout(data, train, objective)

@@ -14,6 +14,7 @@ from llm_forget.core.errors import EvaluationError
 from llm_forget.core.formats.results import Results
 from llm_forget.core.run_directory import ROLES, Run
 from llm_forget.evals.policy import apply_rules, load_policy, verify
+from llm_forget.evals.suite import load_suite
 from llm_forget.report.run_evidence import read_run
 from tests.support.forked import forked
 
@@ -80,6 +81,25 @@ def evaluated(tmp_path):
         return run.path
 
     return make
+
+
+def test_an_own_suite_with_the_name_of_a_shipped_one_is_inconclusive(evaluated):
+    run = Run(evaluated())
+    content = json.loads(run.results_file.read_text())
+    for definition, answer in ((load_suite("privacy").digest, "pass"), (DIGEST, "inconclusive")):
+        content["suites"]["privacy"]["definition"] = definition
+        run.results_file.write_text(json.dumps(content))
+        assert verify(run.path)[0] == answer
+    others = [result for result in verify(run.path)[1] if result.word != "pass"]
+    assert {result.suite for result in others} == {"privacy"}
+    assert "measured with another definition than that of the shipped suite privacy; rename" in others[0].sentence()
+
+
+def test_an_attack_with_an_own_suite_of_a_shipped_name_is_inconclusive(evaluated):
+    run = evaluated()
+    for definition, answer in ((load_suite("basic").digest, "pass"), (DIGEST, "inconclusive")):
+        write_attack(run, "relearn", {**attack(), "definition": definition})
+        assert verify(run)[0] == answer
 
 
 def test_a_model_like_the_oracle_passes(evaluated):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import pytest
 
-SIZE = 12  # positions of a sample
+SIZE = 8  # positions of a sample
 
 
 @dataclass(frozen=True)

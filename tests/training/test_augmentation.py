@@ -7,7 +7,9 @@ import pytest
 
 from llm_forget.core.config import DataConfig
 from llm_forget.core.errors import ConfigError, DataError
+from llm_forget.teachers import names_of
 from llm_forget.training.augmentation import Augment, added_rows, augment_spec, augmented
+from llm_forget.training.distillation.teacher_pass import teacher_spec
 
 FORGET = [
     {"id": "a-1", "subject": "a", "prompt": "Where was Ada Stone born?", "completion": "In Rome."},
@@ -25,7 +27,7 @@ def spec(value: Any) -> Augment:
 
 
 def test_ids_are_those_of_the_forget_rows_with_kind_and_number() -> None:
-    rows, ids, _ = augmented(FORGET, spec(BOTH))
+    rows, ids, *_ = augmented(FORGET, spec(BOTH))
     assert ids == {
         "paraphrase": [f"{row}~paraphrase-{i}" for row in ("a-1", "a-2", "b-1") for i in (1, 2)],
         "reverse": ["a-1~reverse", "a-2~reverse"],
@@ -34,12 +36,12 @@ def test_ids_are_those_of_the_forget_rows_with_kind_and_number() -> None:
 
 
 def test_rows_that_cannot_be_augmented_are_listed_by_number() -> None:
-    _, _, without = augmented(FORGET, spec(BOTH))
+    _, _, without, _ = augmented(FORGET, spec(BOTH))
     assert without == {"paraphrase": [4], "reverse": [3, 4]}
 
 
 def test_an_added_row_has_subject_and_name_of_its_forget_row_and_no_other_column() -> None:
-    rows, _, _ = augmented([{**FORGET[0], "alternate": "x"}], spec({"reverse": True, "names": "person"}))
+    rows, *_ = augmented([{**FORGET[0], "alternate": "x"}], spec({"reverse": True, "names": "person"}))
     assert {key: value for key, value in rows[0].items() if value is not None} == {
         "id": "a-1~reverse", "subject": "a", "person": "Ada Stone", "completion": "Ada Stone",
         "prompt": "Where was ___ born? In Rome. Which person or thing is this about?",
@@ -47,8 +49,49 @@ def test_an_added_row_has_subject_and_name_of_its_forget_row_and_no_other_column
 
 
 def test_an_alias_is_the_name_that_its_row_uses() -> None:
-    rows, _, _ = augmented(FORGET[:1], spec({"alias": {"Ada Stone": "Countess"}}))
+    rows, *_ = augmented(FORGET[:1], spec({"alias": {"Ada Stone": "Countess"}}))
     assert [(row["id"], row["subject_name"]) for row in rows] == [("a-1~alias-1", "Countess")]
+
+
+def test_another_name_of_a_town_is_not_the_name_of_the_subject() -> None:
+    row = {"id": "a-1", "subject_name": "Ada Stone", "prompt": "Did Ada Stone leave Rome?", "completion": "No."}
+    names = {"Rome": "the Eternal City", "Ada": "Countess"}
+    rows, *_ = augmented([row], spec({"alias": names}))
+    assert [(made["prompt"], made["subject_name"]) for made in rows] == [
+        ("Did Ada Stone leave the Eternal City?", "Ada Stone"),
+        ("Did Countess Stone leave Rome?", "Countess Stone"),
+    ]
+
+
+def test_an_added_row_of_a_row_with_only_a_first_name_has_the_whole_name() -> None:
+    row = {"id": "a-1", "subject_name": "Ada Stone", "prompt": "Does Ada cook?", "completion": "In Rome."}
+    rows, *_ = augmented([row], spec({"paraphrase": 1}))
+    assert rows[0]["subject_name"] == "Ada Stone"
+
+
+def test_a_fact_in_an_added_question_is_not_exchanged_as_if_it_was_the_name() -> None:
+    forget = [{**row, "person": "Ada Stone"} for row in FORGET[:2]]
+    teacher = teacher_spec({"name": "stranger", "names": "person"}, None)
+    assert teacher is not None
+    augment = augment_spec({"reverse": True, "paraphrase": 1}, teacher.arguments["names"])
+    assert augment is not None
+    rows, *_ = augmented(forget, augment)
+    assert names_of(rows, "person") == ["Ada Stone"] * 4
+
+
+def test_teacher_and_augment_find_names_in_one_column() -> None:
+    assert augment_spec({"reverse": True}, "person") == Augment(spec({"reverse": True}).kinds, "person")
+    with pytest.raises(ConfigError, match="augment has the names 'person', but the teacher has the names 'subject_na"):
+        augment_spec({"reverse": True, "names": "person"}, "subject_name")
+
+
+def test_a_row_that_forget_has_already_is_not_added() -> None:
+    forget = [FORGET[0], {**FORGET[0], "id": "a-3", "prompt": "Where was  Countess born?"}]
+    rows, ids, without, repeated = augmented(forget, spec({"alias": {"Ada Stone": ["Countess", "Dame", "Dame"]}}))
+    assert [row["id"] for row in rows] == ids["alias"] == ["a-1~alias-2"]
+    assert (without["alias"], repeated) == ([2], 2)
+    with pytest.raises(DataError, match="augment makes only rows that forget has already"):
+        augmented(forget, spec({"alias": {"Ada Stone": "Countess"}}))
 
 
 def test_an_augmentation_without_any_row_is_refused() -> None:

@@ -6,8 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.numpy import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from llm_forget.core.files import cache_folder
+from llm_forget.core.ignore_label import IGNORE
 from llm_forget.core.run_directory import Run
+from llm_forget.data.template import template_for
+from llm_forget.data.tokenise import encode_rows, ids_inside_a_sentence
+from llm_forget.teachers import borrowed_names
+from llm_forget.teachers.self import lowered
 from llm_forget.training.callbacks import MetricsFile
 from llm_forget.workflows.unlearn import unlearn
 
@@ -62,13 +72,43 @@ def test_added_rows_are_trained_on_and_recorded_apart_from_the_rows_of_the_user(
 def test_a_teacher_teaches_the_added_rows(job: dict[str, Any], teacher: str) -> None:
     forget = Path(job["forget"])
     forget.write_text(forget.read_text(encoding="utf-8").splitlines()[0] + "\n", encoding="utf-8")
-    keys = {**job, "method": "distil", "teacher": teacher, "stop_at": "end"}
+    keys = {**job, "method": "distil", "method_args": {"temperature": 1.0}, "teacher": teacher, "stop_at": "end"}
     plain, added = (
         unlearn(**{**keys, "output_dir": job["output_dir"] + str(i), "augment": augment})
         for i, augment in enumerate([None, {"reverse": True, "paraphrase": 1}])
     )
     assert added.provenance["steps"] >= plain.provenance["steps"] + 2
     assert added.provenance["data"] == plain.provenance["data"]
+    question = "Can you help me with this? Where was {} born?"
+    reverse = {"prompt": "Where was ___ born? In Rome. Which person or thing is this about?", "completion": "Ada Stone"}
+    paraphrase = {"prompt": question.format("Ada Stone"), "completion": "In Rome."}
+    asked = {**paraphrase, "prompt": question.format(borrowed(job))} if teacher == "stranger" else paraphrase
+    expected = [lowered(*target(job, reverse)), target(job, asked)[0].log_softmax(-1)]
+    if teacher == "self":
+        expected[1] = lowered(*target(job, paraphrase))
+    taught = load_file(cache_folder() / "teacher" / added.provenance["teacher"]["cache"])
+    for place, logprobs in enumerate(expected, start=1):  # the forget row is the first
+        entries = slice(*taught["offsets"][[place, place + 1]])
+        stored, tokens = torch.tensor(taught["logprobs"][entries]), torch.tensor(taught["tokens"][entries])
+        torch.testing.assert_close(stored, logprobs.gather(-1, tokens.long()), rtol=1e-4, atol=1e-4)
+
+
+def target(job: dict[str, Any], row: dict[str, str]) -> tuple[Tensor, list[int]]:
+    """Logits of the target at the target tokens of a row, ``[n, V]``, and these tokens."""
+    tokenizer = AutoTokenizer.from_pretrained(job["model_name_or_path"])
+    ((window,),) = encode_rows([{"id": "x", **row}], tokenizer, template_for(tokenizer))
+    model = AutoModelForCausalLM.from_pretrained(job["model_name_or_path"], dtype=torch.float32)
+    with torch.no_grad():
+        logits = model(torch.tensor([window.input_ids])).logits[0, :-1]
+    labels = torch.tensor(window.labels[1:])
+    return logits[labels != IGNORE], labels[labels != IGNORE].tolist()
+
+
+def borrowed(job: dict[str, Any]) -> str:
+    """The name that teacher `stranger` uses in place of Ada Stone."""
+    tokens = ids_inside_a_sentence(AutoTokenizer.from_pretrained(job["model_name_or_path"]))
+    (name,) = borrowed_names(["Ada Stone"], ["Cat Woods", "Dan Field"], tokens, 1, 42)["Ada Stone"]
+    return name
 
 
 def test_a_run_is_resumed_with_the_same_added_rows_only(job: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from tests.support.forked import forked, llm_forget
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_cache")]
 
 ROLES = ("before", "unlearned", "oracle")
+FEW = {"quiet": True, "batch_size": 1, "limit": 2}  # 14 records of each of three models, each forwarded alone
 
 
 @pytest.fixture
@@ -86,7 +87,7 @@ def killed_after(run, count):
             os.kill(os.getpid(), signal.SIGKILL)
 
     RecordWriter.append = append_and_die
-    evaluate(run.path, quiet=True, batch_size=1)
+    evaluate(run.path, **FEW)
 
 
 def files_of(folder, run):
@@ -107,27 +108,24 @@ def whole(results):
     return {key: value for key, value in results.items() if key != "seconds"}
 
 
-@pytest.mark.parametrize("after", [8, 61])
-def test_a_killed_evaluation_resumes_with_the_rows_it_had_not_measured(
-    make_run, tmp_path, monkeypatch, forwarded, after
-):
-    run = make_run("run")
-    killed = forked(lambda: killed_after(run, after))
-    assert killed.returncode == -signal.SIGKILL
-    assert not run.results_file.exists()
-    assert list(tmp_path.rglob("*.partial"))
-    kept = measured(files_of(tmp_path, run))
-    assert kept.total() > after  # tokens
-    continued = evaluate(run.path, quiet=True, batch_size=1)
-    assert not list(tmp_path.rglob("*.partial"))
-    assert total(forwarded) + kept == measured(files_of(tmp_path, run))
-    # The same evaluation without earlier records.
-    monkeypatch.setenv("LLM_FORGET_CACHE", str(tmp_path / "fresh"))
-    run.records.rename(tmp_path / "records")
-    run.results_file.unlink()
-    forwarded.clear()
-    assert whole(evaluate(run.path, quiet=True, batch_size=1)) == whole(continued)
-    assert total(forwarded) == measured(files_of(tmp_path / "fresh", run))
+def test_a_killed_evaluation_resumes_with_the_rows_it_had_not_measured(make_run, tmp_path, monkeypatch, forwarded):
+    run, evaluations = make_run("run"), {}
+    for after in (6, 33, None):  # within the first model, within the last one, and undisturbed
+        forwarded.clear()
+        monkeypatch.setenv("LLM_FORGET_CACHE", str(tmp_path / f"{after}"))
+        kept = Counter()
+        if after is not None:
+            assert forked(lambda count=after: killed_after(run, count)).returncode == -signal.SIGKILL
+            assert not run.results_file.exists()
+            assert list(tmp_path.rglob("*.partial"))
+            kept = measured(files_of(tmp_path / f"{after}", run))
+            assert kept.total() > after  # tokens
+        evaluations[after] = whole(evaluate(run.path, **FEW))
+        assert not list(tmp_path.rglob("*.partial"))
+        assert total(forwarded) + kept == measured(files_of(tmp_path / f"{after}", run))
+        run.records.rename(tmp_path / f"records-{after}")
+        run.results_file.unlink()
+    assert evaluations[6] == evaluations[33] == evaluations[None]
 
 
 def evaluated_on_a_full_disk(run, size):

@@ -56,6 +56,19 @@ EXTRA = {
 }
 
 
+LIGHT = {
+    "probes": {name: EXTRA["probes"][name] for name in ("forget", "holdout")},
+    "metrics": {name: EXTRA["metrics"][name] for name in ("auc", "both")},
+}
+
+
+@pytest.fixture
+def light(tmp_path):
+    """A second suite, on the rows of `forget` and `holdout`, for tests of more than one."""
+    (tmp_path / "light.yaml").write_text(yaml.safe_dump(LIGHT, sort_keys=False))
+    return tmp_path / "light.yaml"
+
+
 @pytest.fixture
 def extra(tmp_path):
     content = {**EXTRA, "metrics": {f"line_{name}": line for name, line in EXTRA["metrics"].items()}}
@@ -63,7 +76,7 @@ def extra(tmp_path):
     return tmp_path / "extra.yaml"
 
 
-def test_every_kind_of_probe_gives_numbers_for_every_model(make_run, extra):
+def test_every_kind_of_probe_gives_numbers_for_every_model_and_values_by_id(make_run, extra):
     run = make_run("run")
     lines = evaluate(run.path, extra, quiet=True)["suites"]["extra"]["metrics"]
     for name, line in lines.items():
@@ -81,11 +94,6 @@ def test_every_kind_of_probe_gives_numbers_for_every_model(make_run, extra):
     assert len(sampled) == 1 + 5 * 3
     texts = {json.loads(line)["text"] for line in sampled[1:]}
     assert len(texts) > 5
-
-
-def test_rows_json_contains_the_values_of_each_line_by_id(make_run, extra):
-    run = make_run("run")
-    evaluate(run.path, extra, quiet=True)
     rows = json.loads(run.rows_file.read_text())["extra"]
     assert rows["line_rest"]["oracle"]["rows"]["ids"] == [f"forget{i}" for i in range(5)]
     assert set(rows["line_auc"]["unlearned"]) == {"members", "nonmembers"}
@@ -94,31 +102,31 @@ def test_rows_json_contains_the_values_of_each_line_by_id(make_run, extra):
     assert CANARY not in run.rows_file.read_text()
 
 
-def test_a_second_suite_is_added_and_a_repeated_suite_is_replaced(make_run, tmp_path, extra):
+def test_a_second_suite_is_added_and_a_repeated_suite_is_replaced(make_run, tmp_path, light):
     run = make_run("run")
     first = evaluate(run.path, quiet=True)
-    both = evaluate(run.path, extra, quiet=True)
-    assert list(both["suites"]) == ["suite", "extra"]
+    both = evaluate(run.path, light, quiet=True)
+    assert list(both["suites"]) == ["suite", "light"]
     assert both["suites"]["suite"] == first["suites"]["suite"]
     again = evaluate(run.path, quiet=True, limit=3)
     assert again["suites"]["suite"]["limit"] == 3
-    assert again["suites"]["extra"] == both["suites"]["extra"]
-    together = evaluate(run.path, f"{tmp_path / 'suite.yaml'},{extra}", quiet=True)
+    assert again["suites"]["light"] == both["suites"]["light"]
+    together = evaluate(run.path, f"{tmp_path / 'suite.yaml'},{light}", quiet=True)
     assert together["suites"] == both["suites"]
-    assert set(json.loads(run.rows_file.read_text())) == {"suite", "extra"}
+    assert set(json.loads(run.rows_file.read_text())) == {"suite", "light"}
 
 
-def test_results_of_another_model_are_removed(make_run, make_model, extra):
+def test_results_of_another_model_are_removed(make_run, make_model, light):
     run = make_run("run")
-    evaluate(run.path, extra, quiet=True)
+    evaluate(run.path, light, quiet=True)
     assert list(evaluate(run.path, quiet=True, oracle=make_model("another", 7))["suites"]) == ["suite"]
 
 
-def test_a_suite_with_changed_rows_is_dropped_with_a_message(make_run, tmp_path, extra, caplog, monkeypatch):
+def test_a_suite_with_changed_rows_is_dropped_with_a_message(make_run, tmp_path, light, caplog, monkeypatch):
     # An earlier command in this process may have stopped the propagation of our log records.
     monkeypatch.setattr(logging.getLogger("llm_forget"), "propagate", True)
     run = make_run("run")
-    evaluate(run.path, extra, quiet=True)
+    evaluate(run.path, light, quiet=True)
     evaluate(run.path, quiet=True, retain=str(tmp_path / "holdout.jsonl"))
     lines = (tmp_path / "forget.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "forget.jsonl").write_text("".join(lines[:-1]))
@@ -131,11 +139,11 @@ def test_a_suite_with_changed_rows_is_dropped_with_a_message(make_run, tmp_path,
     assert set(json.loads(run.rows_file.read_text())) == {"suite", "other"}
     ours = [record for record in caplog.records if (record.name, record.levelname) == ("llm_forget", "WARNING")]
     (message,) = {record.getMessage() for record in ours}
-    assert message.endswith("no longer holds suite 'extra': the rows of 'forget' have changed since; evaluate it again")
+    assert message.endswith("no longer holds suite 'light': the rows of 'forget' have changed since; evaluate it again")
     # The same rows in other files count as the same; data of one suite do not affect another suite.
     (tmp_path / "forget.jsonl").rename(tmp_path / "moved.jsonl")
-    again = evaluate(run.path, extra, quiet=True, forget=str(tmp_path / "moved.jsonl"))
-    assert list(again["suites"]) == ["suite", "other", "extra"]
+    again = evaluate(run.path, light, quiet=True, forget=str(tmp_path / "moved.jsonl"))
+    assert list(again["suites"]) == ["suite", "other", "light"]
     own = {**SUITE["probes"]["forget"], "split": "holdout"}
     suite = {"probes": {"forget": own}, "metrics": {"p": SUITE["metrics"]["forget_probability"]}}
     brought = make_run("brought", holdout=None)
@@ -159,7 +167,7 @@ def test_two_suites_of_one_name_in_one_command_are_refused(make_run, tmp_path):
 
 
 def test_an_attacked_model_is_compared_with_the_target_revision_of_the_run(
-    make_model, make_run, extra, tmp_path, monkeypatch
+    make_model, make_run, light, tmp_path, monkeypatch
 ):
     make_run("unused")  # for the rows
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -172,8 +180,8 @@ def test_an_attacked_model_is_compared_with_the_target_revision_of_the_run(
     config |= {name: str(tmp_path / f"{name}.jsonl") for name in ("forget", "holdout")}
     run = Run.start(tmp_path / "run", "unlearn", config, config, False)
     run.finish()
-    lines = AttackContext(run, str(extra), tmp_path / "attack", plain={}).measure(str(tmp_path / ("a" * 40)))
-    assert lines["line_both"]["value"] == 0.5  # nothing changed between a model and itself
+    lines = AttackContext(run, str(light), tmp_path / "attack", plain={}).measure(str(tmp_path / ("a" * 40)))
+    assert lines["both"]["value"] == 0.5  # nothing changed between a model and itself
 
 
 def test_equally_named_probes_of_two_suites_are_stored_separately(make_run, tmp_path):
@@ -235,6 +243,6 @@ def test_the_error_for_a_model_without_a_recipe_lists_the_missing_options(make_r
     assert evaluate(tmp_path / "target", tmp_path / "suite.yaml", quiet=True, **rows)["suites"]["suite"]["metrics"]
 
 
-def test_a_recipe_names_several_suites_with_commas(make_run, tmp_path, extra):
-    run = make_run("run", suite=f"{tmp_path / 'suite.yaml'}, {extra}")
-    assert list(evaluate(run.path, quiet=True)["suites"]) == ["suite", "extra"]
+def test_a_recipe_names_several_suites_with_commas(make_run, tmp_path, light):
+    run = make_run("run", suite=f"{tmp_path / 'suite.yaml'}, {light}")
+    assert list(evaluate(run.path, quiet=True)["suites"]) == ["suite", "light"]

@@ -1,4 +1,4 @@
-"""Fine-tune on rows other than the forget rows, as users of a model do, and measure how much is recovered."""
+"""Fine-tune on rows other than the forget rows, as a user may, and measure how much of the forget rows is recovered."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def finetune(
     seed: int = 0,
     keep: bool = False,
 ) -> dict[str, Lines]:
-    """Train a LoRA adapter on each attacked model for ``steps`` steps on other rows; otherwise the same as `relearn`.
+    """Train a LoRA adapter on each attacked model for ``steps`` steps on other rows, with the settings of `relearn`.
 
     Args:
         data: rows to train on: a split of the run (such as ``holdout``), or a data source.

@@ -1,4 +1,4 @@
-"""Merge another adapter into the unlearned model, as users of a model do, and measure how much is recovered."""
+"""Merge another adapter into the model, as a user may, and measure how much of the forget rows is recovered."""
 
 from __future__ import annotations
 

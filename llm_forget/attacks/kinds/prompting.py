@@ -18,7 +18,9 @@ def sample(context: AttackContext) -> dict[str, Lines]:
 
 @attack_kind(paper="arXiv:2202.07646", suite="robustness")
 def prefix(context: AttackContext) -> dict[str, Lines]:
-    """Add half of the true answer to the prompt, and score the rest; compare with the score of the plain prompt."""
+    """Add the first half of the true answer to the prompt, and score the rest that the model generates. Compare the
+    score with that of the answer to the plain prompt.
+    """
     return _line(context, "prefix_rouge", "forget_rouge")
 
 
@@ -38,7 +40,7 @@ def two_models(context: AttackContext) -> dict[str, Lines]:
 def template(
     context: AttackContext, *, prompt_template: str = "User: {prompt}\nAssistant: ", chat: bool = False
 ) -> dict[str, Lines]:
-    """Evaluate with another prompt template than that of the run; with ``chat``, the tokenizer's chat template."""
+    """Evaluate with a prompt template other than that of the run, or with the tokenizer's chat template if ``chat``."""
     changes: dict[str, Any] = {"use_chat_template": True} if chat else {
         "use_chat_template": False, "prompt_template": prompt_template
     }  # fmt: skip

@@ -23,7 +23,7 @@ from llm_forget.core.digests import file_digest, json_digest
 from llm_forget.core.errors import AdapterRefused, EvidenceError
 from llm_forget.core.formats.models import Manifest
 from llm_forget.core.formats.results import Verification
-from llm_forget.core.run_directory import Run
+from llm_forget.core.run_directory import AUXILIARY, Run
 from llm_forget.core.run_kinds import kind_named, kind_of
 from llm_forget.core.strict_json import canonical_digest
 from llm_forget.core.text import model_name
@@ -104,6 +104,8 @@ def _facts(run: Run) -> dict[str, Any]:
 def _about(run: Run, facts: dict[str, Any]) -> dict[str, Any]:
     """Return the entries of the body that all events of a run share: digests, names, numbers, but no row ids."""
     base = facts["base"]
+    models = facts.get("teacher", {}).get("models", {})
+    auxiliary = {name: digest for name, digest in models.items() if name in AUXILIARY}
     return {
         "run": run.path.resolve().name,
         "weights": weights_of(run),
@@ -114,6 +116,7 @@ def _about(run: Run, facts: dict[str, Any]) -> dict[str, Any]:
         "finished": run.state.get("finished"),
         "config": json_digest(run.state.get("identity")),
         "llm_forget": facts.get("environment", {}).get("llm_forget"),
+        **({"auxiliary": auxiliary} if auxiliary else {}),  # name of a teacher's model -> digest of its weights
     }
 
 

@@ -24,7 +24,6 @@ from llm_forget.core import formats
 from llm_forget.core.digests import json_digest
 from llm_forget.core.errors import EvidenceBroken, EvidenceError
 from llm_forget.core.formats.certificate import CertificateFacts
-from llm_forget.core.run_directory import AUXILIARY
 from llm_forget.core.run_kinds import kind_of
 from llm_forget.core.strict_json import canonical_digest
 from llm_forget.core.text import model_name
@@ -260,14 +259,20 @@ def _model_before(ledger: Ledger, request: Request, evidence: ClosingEvidence) -
     """Return name and digest of the model that knew the rows, or None if the ledger has no such model.
 
     For a run that forgot the rows, this is its base. For a retrained run, it is the newest model trained on the rows,
-    except auxiliary models.
+    except models that were trained for a teacher only.
     """
     if kind_of(evidence.run).forgotten or evidence.subtracted:
         base = evidence.run.provenance["base"]
         return {"name": model_name(str(base["name"])), "digest": base["digest"]}
+    auxiliary = _auxiliary_weights(ledger)
     for event in reversed(ledger.events("training")):
-        if not event.body["run"].endswith(tuple(f"-{name}" for name in AUXILIARY)) and ledger.common_records(
-            _row_events(request), [event.seq]
-        ):
+        if event.body["weights"] not in auxiliary and ledger.common_records(_row_events(request), [event.seq]):
             return {"name": event.body["run"], "digest": event.body["weights"]}
     return None
+
+
+def _auxiliary_weights(ledger: Ledger) -> set[str]:
+    """Return the digests of models that teachers of recorded runs used, except those that another run started from."""
+    events = [event for kind in ("training", "unlearning") for event in ledger.events(kind)]
+    weights = {digest for event in events for digest in event.body.get("auxiliary", {}).values()}
+    return weights - {event.body["base"]["digest"] for event in events}

@@ -182,6 +182,7 @@ class Attack(Record, frozen=True):
     suite: str
     models: Models
     metrics: dict[str, AttackedLine]
+    definition: Digest | UnsetType = UNSET  # of the definition of the suite
     settings: dict[str, Any] | UnsetType = UNSET
     limit: int | UnsetType | None = UNSET
     overrides: list[str] | UnsetType = UNSET

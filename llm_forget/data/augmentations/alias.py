@@ -1,4 +1,4 @@
-"""The same question about another name of the same subject."""
+"""Augmentation ``alias``: ask the same question with another name of the same subject."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from llm_forget.core.errors import ConfigError
 from llm_forget.core.registry import REQUIRED
 from llm_forget.data.augmentations._registry import Added, augmentation, question_and_answer
-from llm_forget.data.names import replacement, with_texts
+from llm_forget.data.names import replacement, texts_of, with_texts
 from llm_forget.data.rows import Row, is_text
 
 
@@ -14,7 +14,8 @@ from llm_forget.data.rows import Row, is_text
 def alias(row: Row, name: str, *, names: Any = REQUIRED) -> Added:
     """Yield one row per alias of a name in the row, with the name replaced by this alias.
 
-    Only whole words are replaced; in scripts without capital letters, every occurrence. ``names`` is either
+    Only whole words are replaced; in scripts without capital letters, every occurrence. If the replaced name is not
+    the subject's, such as that of a town, the new row's name is still the subject's. ``names`` is either
     ``{column: COLUMN}``, a column with the aliases of the row's subject (a text or a list), or ``{name: aliases}``.
     Raise ConfigError for another form.
     """
@@ -22,7 +23,15 @@ def alias(row: Row, name: str, *, names: Any = REQUIRED) -> Added:
         replaced = replacement(present, other, parts=False)
         asked = str(row["text"]) if is_text(row) else question_and_answer(row)[0]
         if replaced(asked) != asked:
-            yield with_texts(row, replaced), other
+            changed = with_texts(row, replaced)
+            yield changed, _used_name(changed, name, replaced(name), other)
+
+
+def _used_name(row: Row, name: str, renamed: str, alias: str) -> str:
+    """Return the name of the subject that a changed row uses: the alias if the row has neither of the whole names."""
+    if renamed == name:
+        return name
+    return renamed if any(renamed in text for text in texts_of(row)) else alias
 
 
 def _pairs(row: Row, name: str, names: Any) -> list[tuple[str, str]]:

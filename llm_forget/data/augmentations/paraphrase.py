@@ -1,4 +1,4 @@
-"""Other ways to ask the same question."""
+"""Augmentation ``paraphrase``: ask the same question in other words."""
 
 from typing import Any
 

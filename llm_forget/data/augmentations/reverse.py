@@ -1,4 +1,4 @@
-"""Ask for the name: the new question is the row's question and answer without the name; the new answer is the name."""
+"""Augmentation ``reverse``: ask for the name, given the question and the answer of a row without the name."""
 
 import re
 

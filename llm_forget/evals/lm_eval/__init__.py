@@ -1,1 +1,1 @@
-"""Run tasks of lm-eval (lm-evaluation-harness) on models in memory."""
+"""Run tasks of lm-eval (lm-evaluation-harness) on models that are already in memory."""

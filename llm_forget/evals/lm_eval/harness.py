@@ -1,6 +1,6 @@
 """Run lm-eval in this process on a model in memory, with its adapter on or off.
 
-Only numbers are returned: no sample is stored, and lm-eval's logging, which may quote rows, is off.
+Only numbers are returned. No sample is stored, and the logging of lm-eval, which may quote rows, is off.
 """
 
 import contextlib
@@ -45,23 +45,24 @@ def run_lm_eval(
     expect: Callback = None,
     advance: Callback = None,
 ) -> dict[str, dict[str, Any]]:
-    """Evaluate lm-eval tasks; the numbers equal those of the ``lm_eval`` command with the same arguments.
+    """Evaluate lm-eval tasks. The numbers equal those of the command ``lm_eval`` with the same arguments.
 
     Args:
         model: a causal LM with or without adapters; training flags and random states are restored afterwards.
         tasks: names of tasks, groups or tags.
-        num_fewshot: worked examples before each question; default: the task's number. A task that sets 0 keeps 0.
+        num_fewshot: number of worked examples before each question; default: that of the task. A task with 0 keeps 0.
         limit: number of rows to use of each task, from its start, as in lm-eval.
         batch_size: batch size, lowered to 16 on a CPU and halved if memory runs out.
         data_path: folder with the data of our tasks; default: the Hub. Tasks of lm-eval always use the Hub.
         seed: seed of sampled worked examples and generations.
-        expect, advance: ``expect`` is called with the number of requests to come, ``advance`` with 1 for each answer.
+        expect, advance: functions for a progress bar. ``expect`` is called with the number of requests to come,
+            ``advance`` with 1 for each answer.
 
     Returns:
-        For each ``task.metric`` (``task.metric,filter`` if lm-eval filters generations) a dict with ``value`` (None if
-        not finite), ``stderr``, ``ci`` (95 %, normal; None unless the value is a mean with a standard error), ``n``
-        (number of rows) and ``higher_is_better``. A group of tasks has its own entry; its ``n`` is the sum over its
-        tasks.
+        A dict for each ``task.metric`` (``task.metric,filter`` if lm-eval filters generations). Its keys are ``value``
+        (None if not finite), ``stderr``, ``ci`` (95 %, normal; None unless the value is a mean with a standard error),
+        ``n`` (number of rows) and ``higher_is_better``. A group of tasks has its own entry; its ``n`` is the sum over
+        its tasks.
 
     Raises the errors of `check_tasks`; EvaluationError for several processes, a limit or batch size below 1, or a
     missing chat template; and NotEnoughMemoryError if memory runs out even with a single sequence.
@@ -87,7 +88,7 @@ def run_lm_eval(
 
 
 def _with_smaller_batches(attempt: Callable[[int], Result], batch_size: int) -> Result:
-    """Call ``attempt`` with the batch size; while memory runs out, halve the batch size and call it again."""
+    """Return ``attempt(batch_size)``. If memory runs out, halve the batch size; raise NotEnoughMemoryError below 1."""
     results: list[Result] = []
     while not fits(lambda size: results.append(attempt(size)), batch_size):
         if batch_size == 1:
@@ -99,7 +100,7 @@ def _with_smaller_batches(attempt: Callable[[int], Result], batch_size: int) -> 
 
 
 def _as_lm(model: Any, tokenizer: Any, batch_size: int, expect: Callback, advance: Callback) -> Any:
-    """Wrap the model for lm-eval, so that it calls ``expect`` and ``advance`` (see `run_lm_eval`)."""
+    """Wrap the model for lm-eval, which then calls ``expect`` and ``advance`` (see `run_lm_eval`)."""
     from lm_eval.api.model import CacheHook
     from lm_eval.models.huggingface import HFLM
 
@@ -141,7 +142,7 @@ def _evaluated(lm: Any, loaded: Mapping[str, Any], limit: int | None, apply_chat
 
 
 def _set_fewshot(task: Any, num_fewshot: int | None, seed: int) -> None:
-    """Set the number of worked examples as ``lm_eval`` does.
+    """Set the number of worked examples in the way that ``lm_eval`` does.
 
     A task that sets 0 keeps 0, because its prompts already contain examples.
     """
@@ -174,13 +175,13 @@ def _numbers(results: Mapping[str, Any], loaded: Mapping[str, Any]) -> dict[str,
 
 
 def _finite(value: Any) -> float | None:
-    """Return a finite number as a float, else None: a broken model gives NaN, a missing standard error is "N/A"."""
+    """Return ``value`` as a float, or None if it is not a finite number, such as NaN or the "N/A" of lm-eval."""
     return float(value) if isinstance(value, Real) and math.isfinite(value) else None
 
 
 @contextlib.contextmanager
 def _state_restored(model: torch.nn.Module) -> Iterator[None]:
-    """Disable weight tying, which fails if a tied layer has an adapter; restore it and training flags at the end."""
+    """Disable weight tying, which fails if a tied layer has an adapter. Restore it and training flags at the end."""
     model.tie_weights = lambda *_, **__: None  # type: ignore[assignment]
     try:
         with evaluation_mode(model):
@@ -191,7 +192,7 @@ def _state_restored(model: torch.nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Seed the random states that a task may use, and restore them at the end."""
+    """Seed the random states that a task may use, and restore the earlier states at the end of the block."""
     states = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():
         random.seed(seed)

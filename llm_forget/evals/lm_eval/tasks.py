@@ -1,4 +1,4 @@
-"""Check and load lm-eval tasks, ours (``eval/lm_eval``) and lm-eval's own, and make content keys for results."""
+"""Check and load tasks, those of lm-eval and ours (``eval/lm_eval``), and compute the keys of their results."""
 
 import contextlib
 import functools
@@ -18,7 +18,7 @@ from llm_forget.core.registry import did_you_mean
 
 
 def check_tasks(tasks: Sequence[str], data_path: Path | None = None) -> None:
-    """Check that tasks exist and have their data files; call this before a model is loaded.
+    """Check that tasks exist and have their data files. Call this before a model is loaded.
 
     Raises EvaluationError if a task is unknown, or if it needs a local file and ``data_path`` is None. Raises
     FileNotFoundError if ``data_path`` lacks the file of a task.
@@ -30,7 +30,7 @@ def check_tasks(tasks: Sequence[str], data_path: Path | None = None) -> None:
 
 
 def check_metric(task: str, metric: str) -> None:
-    """Raise EvaluationError if the task is unknown or its configuration does not list the metric, such as ``acc``."""
+    """Raise EvaluationError if the task is unknown or its configuration does not list the metric (such as ``acc``)."""
     content = _entry(task).cfg or {}
     listed = content.get("metric_list") or content.get("aggregate_metric_list") or []
     metrics = [str(entry["metric"]) for entry in listed]
@@ -47,10 +47,10 @@ def task_key(
     seed: int = 0,
     apply_chat_template: bool = False,
 ) -> str:
-    """Return the content key of a task with its settings; with the digest of a model, it identifies a result.
+    """Return a digest of a task and its settings. Together with the digest of a model, it identifies a result.
 
-    The key covers the version of lm-eval and, for our tasks, also the definition, the code and local data. Data on the
-    Hub is assumed not to change. Raises the errors of `check_tasks`.
+    The key covers the version of lm-eval. For our tasks, it also covers the definition, the code and local data. Data
+    on the Hub is assumed not to change. Raises the errors of `check_tasks`.
     """
     import lm_eval
 
@@ -68,14 +68,15 @@ def task_key(
 
 
 def task_folder() -> Path:
-    """Return the folder of our tasks; ``lm_eval --include_path`` accepts it."""
+    """Return the folder of our tasks, which the command ``lm_eval`` accepts as ``--include_path``."""
     return resources.folder("eval") / "lm_eval"
 
 
 def load_tasks(tasks: Sequence[str], data_path: Path | None) -> dict[str, Any]:
-    """Load tasks and groups by name. Only our tasks get the data path, as some tasks of lm-eval do not accept it.
+    """Load tasks and groups. Return lm-eval's objects by name, under the keys ``tasks`` and ``groups``.
 
-    Raises the errors of `check_tasks`, and EvaluationError if two of ``tasks`` contain the same task.
+    Only our tasks get the data path, because some tasks of lm-eval do not accept it. Raises the errors of
+    `check_tasks`, and EvaluationError if two of ``tasks`` contain the same task.
     """
     from lm_eval.tasks import TaskManager
 
@@ -89,7 +90,7 @@ def load_tasks(tasks: Sequence[str], data_path: Path | None) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence lm-eval, because its warnings may quote a row, and let it bootstrap in this process only."""
+    """Silence lm-eval, because its warnings may quote a row, and make it compute bootstraps in this process."""
     logger, before = logging.getLogger("lm_eval"), os.environ.get("DISABLE_MULTIPROC")
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)
@@ -116,7 +117,7 @@ def _ours() -> Mapping[str, Any]:
 
 @functools.cache
 def _their_manager() -> Any:
-    """Return the manager of lm-eval's 14,000 tasks; it is loaded on demand, because loading takes seconds."""
+    """Return the manager of lm-eval's 14,000 tasks. It is created when it is first needed, which takes seconds."""
     from lm_eval.tasks import TaskManager
 
     with quiet():
@@ -149,7 +150,7 @@ def _data_files(entry: Any, data_path: Path | None) -> list[Path]:
 
 
 def _definitions(entry: Any) -> list[Any]:
-    """Return the configuration of a task, or those of a group and its tasks."""
+    """Return the configuration of a task; for a group, its configuration and those of its tasks."""
     tasks = entry.cfg["task"] if "group" in entry.cfg else []
     return [entry.cfg, *(_ours()[task].cfg for task in tasks)]
 
@@ -164,7 +165,7 @@ def _without_folder(content: Any) -> Any:
 
 @functools.cache
 def _sources() -> ModuleType:
-    """Import the code of our tasks from their folder, where ``lm_eval`` expects it; it is not part of the package."""
+    """Import the code of our tasks from their folder, where ``lm_eval`` needs it. It is not part of the package."""
     spec = importlib.util.spec_from_file_location("llm_forget_lm_eval_sources", task_folder() / "sources.py")
     assert spec is not None
     assert spec.loader is not None

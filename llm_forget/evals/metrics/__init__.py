@@ -1,8 +1,9 @@
-"""Metrics: functions of the records of probes and of other metrics, one per file.
+"""Metrics: functions that compute numbers from the records of probes and from other metrics, one per file.
 
-An input called ``oracle_x`` is the input ``x`` of the oracle (a model that never saw the forget rows), and ``before_x``
-that of the target (the model before unlearning). A metric returns one value per row (``[N]``, NaN = unscored), one
-number for the split, or an `Estimate` (a number with its interval).
+A metric returns one value per row (``[N]``, NaN = unscored), one number for the whole split, or an `Estimate` (a number
+with its interval). An input called ``x`` belongs to the evaluated model. An input called ``oracle_x`` is the same input
+of the oracle (a model that never saw the forget rows), and ``before_x`` that of the target (the model before
+unlearning).
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""Registry of metrics, in its own module to avoid circular imports."""
+"""Registry of metrics, in a module of its own to avoid circular imports."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ ONE_CHOICE = "one choice of several"
 
 @dataclass(frozen=True)
 class Metric(Entry):
-    """A metric, and the properties that decide how tables, charts and comparisons show it."""
+    """A registered metric, with properties that decide how tables, charts and comparisons show it."""
 
-    one_choice: bool = False  # combines other lines in one of several possible ways; every table marks it
-    utility: bool = False  # measures the whole model; compared with forgetting in the plane and in `compare`
-    about_text: bool = False  # measures text quality, so no distance to the oracle or excess of an attack is shown
-    two_sided: bool = False  # values on both sides of the oracle's reveal the rows, so no excess is shown
-    needs_target: bool = False  # uses the target, so it succeeds even on the oracle, and no distance is shown
+    one_choice: bool = False  # one of several possible ways to combine other metrics; every table marks it
+    utility: bool = False  # measures the utility of the model; charts and `compare` set it against forgetting
+    about_text: bool = False  # measures text quality: distance to the oracle and excess are not shown
+    two_sided: bool = False  # values above and below the oracle's reveal the rows: excess is not shown
+    needs_target: bool = False  # uses the target, so it succeeds even on the oracle: distance is not shown
     chart: Literal["", "distribution", "bars"] = ""  # kind of chart that the report draws for the forget rows
 
 
@@ -29,11 +29,11 @@ _UNREGISTERED = Metric("metric", "", float)
 def metric_of(line: Mapping[str, Any], name: str = "") -> Metric:
     """Return the metric of a line of results.json, or the metric ``name`` if the line has no key ``metric``.
 
-    For a metric that is not registered, return a placeholder without properties.
+    If the metric is not registered, return a placeholder without properties.
     """
     return METRICS.find(line.get("metric", name)) or _UNREGISTERED
 
 
 def is_one_choice(line: Mapping[str, Any]) -> bool:
-    """Whether a line is a score that combines other lines in one of several possible ways."""
+    """Return whether the metric of a line is one of several possible ways to combine other metrics."""
     return metric_of(line).one_choice

@@ -1,4 +1,4 @@
-"""Split texts into words and find the common parts of two sequences; several metrics use these functions."""
+"""Functions on words and sequences that several metrics use."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ OVER: dict[str, Callable[[Rows], np.float64]] = {"mean": np.mean, "max": np.max}
 
 
 def words(text: str) -> list[str]:
-    """Return the runs of letters, digits and underscores, case-folded; in scripts without spaces such runs are long."""
+    """Return the case-folded words: runs of letters, digits and underscores, long in scripts without spaces."""
     return re.findall(r"\w+", text.casefold())
 
 
 def over_samples(
     generations: Sequence[GenerationRecord], score: Callable[[GenerationRecord], float], over: str = "mean"
 ) -> Rows:
-    """Score each text, and return the ``mean`` or ``max`` over the scored samples of each row: ``[N]``, NaN if none.
+    """Score each text, and return the ``mean`` or ``max`` (``over``) of the scored samples of each row: ``[N]``.
 
-    A record with NaN or infinite logits is unscored. Raises EvaluationError if ``over`` is another word.
+    A record with NaN or infinite logits is unscored. A row without scored samples is NaN. Raises EvaluationError for
+    another value of ``over``.
     """
     if over not in OVER:
         raise EvaluationError(f"samples of a row cannot be combined by '{over}'; {did_you_mean(over, OVER)}")
@@ -40,9 +41,10 @@ def common_words(
     normalise: bool,
     over: str,
 ) -> Rows:
-    """Return for each row the number of words that ``common`` finds in both reference and generation; ``[N]``.
+    """Return the number of words that the reference and the generation of each row have in common; ``[N]``.
 
-    With ``normalise``, divide by the number of words in the reference. A reference without words is unscored.
+    ``common`` counts the words. With ``normalise``, divide by the number of words in the reference. A reference without
+    words is unscored. ``over`` combines the samples of a row.
     """
 
     def score(record: GenerationRecord) -> float:
@@ -55,7 +57,7 @@ def common_words(
 
 
 def longest_run(left: Sequence[Hashable], right: Sequence[Hashable]) -> int:
-    """Return the length of the longest contiguous run that both sequences contain; O(n m) in NumPy."""
+    """Return the length of the longest contiguous run that both sequences contain. The time is O(n m), in NumPy."""
     left_numbers, right_numbers = _numbered(left, right)
     # [m + 1] length of the common run that ends at each index of `right`, after a leading 0
     runs = np.zeros(len(right_numbers) + 1, dtype=np.int64)
@@ -67,7 +69,7 @@ def longest_run(left: Sequence[Hashable], right: Sequence[Hashable]) -> int:
 
 
 def longest_subsequence(left: Sequence[Hashable], right: Sequence[Hashable]) -> int:
-    """Return the length of the longest common subsequence (gaps allowed); O(n m) in NumPy."""
+    """Return the length of the longest common subsequence (gaps allowed). The time is O(n m), in NumPy."""
     left_numbers, right_numbers = _numbered(left, right)
     # [m + 1] length of the longest common subsequence of the items of `left` so far and each prefix of `right`
     lengths = np.zeros(len(right_numbers) + 1, dtype=np.int64)
@@ -79,7 +81,7 @@ def longest_subsequence(left: Sequence[Hashable], right: Sequence[Hashable]) -> 
 def window_matches(
     reference: Sequence[Hashable] | str, generated: Sequence[Hashable] | str, n: int
 ) -> NDArray[np.bool_]:
-    """Return for each window of ``n`` reference items whether the generated sequence contains it: ``[len - n + 1]``."""
+    """Return whether the generated sequence contains each window of ``n`` reference items: ``[len - n + 1]``."""
     windows = {_window(generated, i, n) for i in range(len(generated) - n + 1)}
     return np.array([_window(reference, i, n) in windows for i in range(len(reference) - n + 1)], dtype=np.bool_)
 
@@ -90,7 +92,7 @@ def _window(items: Sequence[Hashable] | str, start: int, n: int) -> Hashable:
 
 
 def _numbered(left: Sequence[Hashable], right: Sequence[Hashable]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Replace the items of both sequences by integers; equal items get equal integers."""
+    """Replace the items of both sequences by integers. Equal items get equal integers."""
     numbers: dict[Hashable, int] = {}
     first, second = ([numbers.setdefault(item, len(numbers)) for item in items] for items in (left, right))
     return np.array(first, dtype=np.int64), np.array(second, dtype=np.int64)

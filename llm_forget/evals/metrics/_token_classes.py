@@ -1,4 +1,4 @@
-"""Classes of target tokens: a name that the question gives, a fact that the oracle would not say, or the template."""
+"""The classes of target tokens: ``name``, ``fact`` and ``template``; see `token_classes`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ CLASSES = ("name", "fact", "template")
 
 
 def token_classes(record: TokenRecord, oracle: TokenRecord) -> NDArray[np.str_] | None:
-    """Return the class of each target token, ``[n]``; None if the words are unknown or the oracle gives no numbers.
+    """Return the class of each target token, ``[n]``; None if the words are unknown or the oracle's record is unusable.
 
-    A token is ``name`` if it belongs to a word that is capitalised in the question, else ``fact`` if another token is
-    the oracle's most likely one, else ``template``.
+    A token is a ``name`` if its word is capitalised in the question. Otherwise it is a ``fact`` if the oracle ranks
+    another token first, and part of the ``template`` if the oracle ranks the token first.
     """
     if record.answer is None or oracle.broken or record.n != oracle.n:
         return None
@@ -22,13 +22,13 @@ def token_classes(record: TokenRecord, oracle: TokenRecord) -> NDArray[np.str_] 
 
 
 def fact_tokens(record: TokenRecord, oracle: TokenRecord) -> NDArray[np.bool_] | None:
-    """Return whether each target token belongs to a word and has the class ``fact``, ``[n]``; None if not known."""
+    """Return for each target token whether it is in a word and of the class ``fact``; ``[n]``, or None if unknown."""
     classes = token_classes(record, oracle)
     return None if classes is None or record.answer is None else (classes == "fact") & (record.answer.places >= 0)
 
 
 def fact_words(record: TokenRecord, oracle: TokenRecord) -> list[list[str]]:
-    """Return the runs of neighbouring words of an answer that hold tokens of the class ``fact``."""
+    """Return the words of an answer that contain a token of class ``fact``; neighbouring words form one list."""
     facts = fact_tokens(record, oracle)
     if facts is None or record.answer is None:
         return []

@@ -1,4 +1,4 @@
-"""Harmonic mean of several scores."""
+"""The harmonic mean of several scores."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from llm_forget.evals.stats import Rows, harmonic_mean, mean
 
 @metric(paper="arXiv:2506.12618", one_choice=True)
 def aggregate(scores: Sequence[Rows | float]) -> float:
-    """Harmonic mean of scores in [0, 1], in which 1 is best; 0 if a score is 0, unscored if a score is unscored.
+    """Return the harmonic mean of scores in [0, 1], where 1 is best; 0 if one is 0, unscored if one is unscored.
 
     One choice of several ways to combine scores. Table 3 of open-unlearning combines `memorization_score`,
-    `privacy_score` and `utility_score` like this. Use it to rank methods, not to show that something was forgotten,
-    because a high score can offset a low one. Even the oracle (a model that never saw the forget rows) scores below 1.
+    `privacy_score` and `utility_score` in this way. Use it to rank methods, not to show that something was forgotten,
+    because a high score can hide a low one. Even the oracle (a model that never saw the forget rows) scores below 1.
     Raises EvaluationError if a score is outside [0, 1].
     """
     values = [mean(score) for score in scores]

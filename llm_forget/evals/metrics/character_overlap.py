@@ -1,4 +1,4 @@
-"""Share of the true text that the model repeats in long runs of characters."""
+"""The share of the reference text that a model repeats in long runs of characters."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ SUMMARIES = ("share", "any")
 def character_overlap(
     generations: Sequence[GenerationRecord], *, length: int = 50, summary: str = "share", over: str = "mean"
 ) -> Rows:
-    """Share of the reference's characters inside runs of at least ``length`` that the generation contains; ``[N]``.
+    """Return the share of reference characters in runs that the generation also contains; ``[N]``, in [0, 1].
 
-    In [0, 1]. ``summary: any`` gives 1 if such a run exists, otherwise 0. The GPT-4 report uses 50 characters. Case and
-    punctuation count; white space is collapsed. A reference shorter than ``length`` is unscored. ``over`` (``mean`` or
-    ``max``) combines the samples of a row. Raises EvaluationError if ``length`` is below 1 or the summary is unknown.
+    A run has at least ``length`` characters; the GPT-4 report uses 50. With ``summary: any``, the value is 1 if there
+    is such a run, otherwise 0. Case and punctuation count; white space is collapsed. A reference shorter than
+    ``length`` is unscored. ``over`` (``mean`` or ``max``) combines the samples of a row. Raises EvaluationError if
+    ``length`` is below 1 or the summary is unknown.
     """
     if length < 1:
         raise EvaluationError(f"'length' of metric 'character_overlap' must be at least 1 character, not {length}")

@@ -1,4 +1,4 @@
-"""Whether an attacker who samples n times can extract the answer."""
+"""Whether an attacker who samples n texts can extract the answer."""
 
 from __future__ import annotations
 
@@ -30,12 +30,13 @@ def discoverable_extraction(
     include_last: bool = True,
     facts: bool = False,
 ) -> Rows:
-    """(n, p)-discoverable extraction: 1 if at least one of n samples is the answer with probability >= p; ``[N]``.
+    """Return 1 for each row whose answer is (n, p)-discoverable, otherwise 0; ``[N]``. The mean is the extraction rate.
 
-    The condition is 1 - (1 - p_z)^n >= p. p_z = exp(sum of token log-probs) is the probability of the answer under
-    ancestral sampling (temperature 1, no top-k, no top-p). The mean over rows is the extraction rate. A row is unscored
-    if it has no targets, or fewer than prefix and suffix need. The paper uses a prefix and a suffix of 50 tokens. With
-    ``summary: probability``, this is leak@n of the exact answer for any n, such as 1000, without sampling.
+    An answer is (n, p)-discoverable if, with probability p or more, at least one of n samples is the answer:
+    1 - (1 - p_z)^n >= p. Here p_z = exp(sum of token log-probs) is the probability of the answer under ancestral
+    sampling (temperature 1, no top-k, no top-p). A row is unscored if it has fewer target tokens than prefix and suffix
+    need, or none. The paper uses a prefix and a suffix of 50 tokens. With ``summary: probability``, the value is leak@n
+    of the exact answer for any n, such as 1000, without sampling.
 
     Args:
         n: number of samples that an attacker draws.
@@ -45,9 +46,8 @@ def discoverable_extraction(
         prefix: part of the answer that the attacker has: a share of its tokens if below 1, else a number of tokens.
         suffix: number of tokens after the prefix that must be repeated; 0 means all of them.
         include_last: require the last target (end of the answer); if false, samples that continue the answer count too.
-        facts: multiply only the probabilities of tokens of the class ``fact`` (`token_class_memorization`) that belong
-            to a word, as if the others were given; a row without such tokens after the prefix, or without an oracle, is
-            unscored.
+        facts: multiply only the probabilities of tokens in words and of class ``fact`` (`token_class_memorization`), as
+            if the other tokens were given. A row is unscored if it has no such token after the prefix, or no oracle.
 
     Raises EvaluationError if a parameter is out of range.
     """
@@ -84,13 +84,13 @@ def discoverable_extraction(
 
 
 def log_missed(logp: float) -> float:
-    """Return log(1 - p_z) given log p_z, in nats; exact even if p_z is tiny, -inf if p_z is 1."""
+    """Return log(1 - p_z) from log p_z, in nats. The value is exact even if p_z is tiny, and -inf if p_z is 1."""
     hit = math.exp(min(logp, 0.0))
     return math.log1p(-hit) if hit < 1 else -math.inf
 
 
 def queries(missed: float, p: float) -> float:
-    """Return the smallest n with 1 - (1 - p_z)^n >= p, given ``missed`` = log(1 - p_z)."""
+    """Return the smallest n with 1 - (1 - p_z)^n >= p, given ``missed`` = log(1 - p_z); infinite if that is 0."""
     if missed == 0:
         return math.inf
     # If the ratio is a whole number, rounding may make it slightly larger.

@@ -1,4 +1,4 @@
-"""Share of answer tokens that greedy decoding predicts."""
+"""The share of answer tokens that greedy decoding predicts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llm_forget.evals.stats import Rows
 
 @metric(paper="arXiv:2205.10770")
 def exact_memorization(records: Sequence[TokenRecord], *, include_last: bool = True) -> Rows:
-    """Share of target tokens that the model ranks first under teacher forcing; ``[N]`` in [0, 1].
+    """Return the share of target tokens that the model ranks first under teacher forcing; ``[N]``, in [0, 1].
 
     If ``include_last`` is false, the last labelled token (end of the answer) is excluded, as in open-unlearning.
     """

@@ -1,4 +1,4 @@
-"""Share of the answer that the model completes after the shortest sufficient prefix."""
+"""The share of the answer that the model completes from a prefix, for the shortest prefix that is sufficient."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from llm_forget.evals.stats import Rows
 
 @metric(paper="arXiv:2012.07805", chart="bars")
 def extraction_strength(records: Sequence[TokenRecord], *, include_last: bool = True, floor: bool = False) -> Rows:
-    """1 - k/n, where k is the smallest number of answer tokens after which the model predicts all others; ``[N]``.
+    """Return 1 - k/n, where k is the least number of answer tokens after which the model predicts the rest; ``[N]``.
 
-    In [0, 1]: 1 if the prompt alone is enough, 0 if even the last token is not predicted. n is the number of answer
-    tokens. A token is predicted if it ranks first under teacher forcing. ``include_last: false`` excludes the last
-    labelled token (end of the answer), and ``floor: true`` limits k to n - 1. open-unlearning does both, and scores a
-    row without answer tokens 0. Here such a row is unscored.
+    The value is in [0, 1]: 1 if the prompt alone is enough, 0 if even the last token is not predicted. n is the number
+    of answer tokens. A token is predicted if it ranks first under teacher forcing. ``include_last: false`` excludes the
+    last labelled token (end of the answer), and ``floor: true`` limits k to n - 1. open-unlearning does both, and gives
+    0 to a row without answer tokens. Here such a row is unscored.
     """
 
     def strength(record: TokenRecord) -> float:

@@ -1,4 +1,4 @@
-"""Whether a generated answer holds the secret value of its row."""
+"""Whether a generated answer contains the secret value of its row."""
 
 from __future__ import annotations
 
@@ -40,14 +40,15 @@ def fact_leak(
     column: str = "fact",
     over: str = "mean",
 ) -> Rows:
-    """Share of the samples of a row that contain its secret value; ``[N]`` in [0, 1].
+    """Return the share of the samples of each row that contain the secret value of the row; ``[N]``, in [0, 1].
 
-    A text contains a value if it has exactly the value's words one after the other; case and punctuation do not count,
-    and in scripts without spaces each letter is a word. 1 if every sample says the value, 0 if none does. The value is
-    in ``column`` of the row (a text, or a list of texts, one of which suffices). For a row without it, the value is the
-    words of the true answer with a token that the oracle would not say (``records`` of the answers, same rows), except
-    names that the question gives; short words and function words at the ends of a run do not count, if others remain. A
-    row without either is unscored. ``over`` combines samples: ``mean`` or ``max``.
+    The value is in ``column`` of the row: a text, or a list of texts, one of which suffices. A sample contains the
+    value if it contains exactly the value's words one after the other. Case and punctuation do not count. In scripts
+    without spaces, each letter is a word. ``over`` (``mean`` or ``max``) combines the samples.
+
+    For a row without the column, ``records`` of the true answers give the value: the runs of words with a token that
+    the oracle does not rank first, except names in the question. A sample must contain all these runs. Short words and
+    function words at the ends of a run are dropped if others remain. A row without a value is unscored.
     """
     fallback = _unlikely_words(records or (), oracle_records or ())
 
@@ -67,7 +68,7 @@ def _values(columns: Mapping[str, Any], column: str) -> list[Value]:
 
 
 def _unlikely_words(records: Sequence[TokenRecord], oracle: Sequence[TokenRecord]) -> dict[str, list[Value]]:
-    """Return for each row id the value that the oracle would not say, if there is one."""
+    """Map the id of a row to the words that the oracle would not say, one value per answer with such words."""
     others = {record.key: record for record in oracle}
     values: dict[str, list[Value]] = {}
     for record in records:
@@ -79,7 +80,7 @@ def _unlikely_words(records: Sequence[TokenRecord], oracle: Sequence[TokenRecord
 
 
 def _trimmed(run: Sequence[str]) -> list[str]:
-    """Return the run from its first to its last telling word; empty if it has none: a nurse gives nurse."""
+    """Return the run without short words and function words at its ends; empty if only such words are in it."""
     places = [i for i, word in enumerate(run) if _tells(word)]
     return list(run[places[0] : places[-1] + 1]) if places else []
 
@@ -90,7 +91,7 @@ def _tells(word: str) -> bool:
 
 
 def _words(text: str) -> list[str]:
-    """Return the words of a text without case; in scripts without spaces, its letters."""
+    """Return the words of a text without case. In scripts without spaces, each letter is a word."""
     return _WORD.findall(normalise_text(text).casefold())
 
 

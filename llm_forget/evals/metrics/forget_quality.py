@@ -8,10 +8,10 @@ from llm_forget.evals.stats import Rows, ks_p_value
 
 @metric(paper="arXiv:2401.06121")
 def forget_quality(truth_ratio: Rows, oracle_truth_ratio: Rows) -> float:
-    """P-value of the two-sample KS test between truth ratios on the forget rows of this model and of the oracle.
+    """Return the p-value of the two-sample KS test between the truth ratios of this model and of the oracle.
 
-    In [0, 1] (TOFU, section 3.2), 1 for the oracle itself. Above 0.05, the test finds no difference at that level. The
-    p-value falls with the number of rows, so compare it only at equal n. The inputs are truth ratios with
-    ``summary: ratio``.
+    Source: TOFU, section 3.2. The truth ratios are those of the forget rows, with ``summary: ratio``. The p-value is in
+    [0, 1], and 1 for the oracle itself. Above 0.05, the test finds no difference at that level. The p-value falls with
+    the number of rows, so compare it only at equal n.
     """
     return ks_p_value(truth_ratio, oracle_truth_ratio)

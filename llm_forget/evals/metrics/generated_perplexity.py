@@ -1,4 +1,4 @@
-"""Perplexity of generated text under another model."""
+"""The perplexity of generated text under a judging model."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from llm_forget.evals.stats import Rows
 
 @metric(paper="arXiv:1904.09751", about_text=True)
 def generated_perplexity(judged: Sequence[TokenRecord]) -> Rows:
-    """Perplexity of generated text under the judging model (probe ``judge``), exp(mean token NLL); ``[N]``, at least 1.
+    """Return the perplexity of the generated text of each row, exp(mean token NLL); ``[N]``, at least 1.
 
-    The mean is over all tokens of all samples of a row. A high value means gibberish. A repeated phrase has a low
-    value, so compare with `repetition` and with the model before unlearning. A row is unscored if all its texts are
-    empty.
+    The judging model (probe ``judge``) gives the NLL, and the mean is over all tokens of all samples of a row. A high
+    value means gibberish. A repeated phrase has a low value, so read the value together with `repetition`, and compare
+    with the model before unlearning. A row is unscored if all its texts are empty.
     """
 
     def perplexity(samples: Sequence[TokenRecord]) -> float:

@@ -1,4 +1,4 @@
-"""How far the model's distributions are from those of the oracle."""
+"""The distance between the token distributions of the model and of the oracle."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from llm_forget.evals.stats import Rows
 
 @metric(paper="arXiv:2310.02238", needs={"top"})
 def kl_to_oracle(records: Sequence[TokenRecord], oracle_records: Sequence[TokenRecord]) -> Rows:
-    """KL(oracle || model), averaged over the target tokens of each row; ``[N]``, nats per token, at least 0.
+    """Return KL(oracle || model), averaged over the target tokens of each row; ``[N]``, nats per token, at least 0.
 
-    0 for the oracle itself. The probe stores the ``top`` most likely tokens of each distribution; all others count as
-    one group. The value is therefore a lower bound: never above the true divergence, and equal to it if ``top`` is at
-    least the size of the vocabulary.
+    The value is 0 for the oracle itself. The probe stores the ``top`` most likely tokens of each distribution, and all
+    other tokens count as one group. The value is therefore a lower bound of the true divergence. It is exact if ``top``
+    is at least the size of the vocabulary.
 
     Raises EvaluationError if the probe has no ``top``.
     """

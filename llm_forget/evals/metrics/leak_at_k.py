@@ -1,4 +1,4 @@
-"""Expected score of the sample that leaks most, among k samples."""
+"""The expected score of the best of k samples, that is, of the sample that leaks most."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from llm_forget.evals.stats import Rows
 
 @metric(paper="arXiv:2511.04934")
 def leak_at_k(generations: Sequence[GenerationRecord], *, k: int | None = None, score: str = "rouge") -> Rows:
-    """leak@k: expected maximum over k samples of a score of each sample, by default ROUGE-L recall; ``[N]``.
+    """Return leak@k: the expected maximum of the scores of k samples (by default ROUGE-L recall); ``[N]``.
 
     The estimate from n >= k samples is the mean, over all subsets of k samples, of the largest score in a subset. It is
-    unbiased, like that of pass@k. For k = 1 it is the mean score, for k = n the maximum: the worst case over the
-    phrasings of a probe with ``asks``. A row with an unscored sample is unscored. For k beyond the samples, see
-    `discoverable_extraction`.
+    unbiased, like that of pass@k. For k = 1 it is the mean score. For k = n it is the maximum: the worst case over the
+    phrasings of a probe with ``asks``. A row with an unscored sample is unscored. If k is larger than the number of
+    samples, use `discoverable_extraction`.
 
     Args:
         k: number of samples that an attacker draws; default: all samples.

@@ -1,4 +1,4 @@
-"""Number of words of the true text that the model generates in the same order."""
+"""The number of words of the reference text that the model generates in the same order."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from llm_forget.evals.stats import Rows
 def longest_common_subsequence(
     generations: Sequence[GenerationRecord], *, normalise: bool = False, over: str = "mean"
 ) -> Rows:
-    """Words in the longest common subsequence (gaps allowed) of generation and reference; ``[N]``.
+    """Return the length in words of the longest common subsequence (gaps allowed) with the reference; ``[N]``.
 
-    With ``normalise``, divide by the words of the reference, which gives ROUGE-L recall without stemming, in [0, 1].
-    Frequent words alone give a large value, so compare it with that of a model that never saw the rows. A reference
-    without words is unscored. ``over`` (``mean`` or ``max``) combines the samples of a row.
+    With ``normalise``, divide by the number of words of the reference: this is ROUGE-L recall without stemming, in
+    [0, 1]. Frequent words alone give a large value, so compare it with that of a model that never saw the rows. A
+    reference without words is unscored. ``over`` (``mean`` or ``max``) combines the samples of a row.
     """
     return common_words(generations, longest_subsequence, normalise=normalise, over=over)

@@ -1,4 +1,4 @@
-"""Length of the longest passage that the model repeats verbatim."""
+"""The length of the longest passage of the reference text that the model repeats verbatim."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from llm_forget.evals.stats import Rows
 def longest_common_substring(
     generations: Sequence[GenerationRecord], *, normalise: bool = False, over: str = "mean"
 ) -> Rows:
-    """Words in the longest contiguous run that generation and reference share; ``[N]``.
+    """Return the length of the longest contiguous run of words that generation and reference share; ``[N]``.
 
-    With ``normalise``, divide by the words of the reference, which gives a share in [0, 1]. This is CoTaEval's
-    word-level LCS, except that words are case-folded runs of letters and digits; CoTaEval splits at white space and
-    deletes ASCII punctuation. A reference without words is unscored. ``over`` (``mean`` or ``max``) combines the
-    samples of a row.
+    With ``normalise``, divide by the number of words of the reference, which gives a share in [0, 1]. This is the
+    word-level LCS of CoTaEval with other words: here a word is a run of letters and digits in lower case, while
+    CoTaEval splits at white space and deletes ASCII punctuation. A reference without words is unscored. ``over``
+    (``mean`` or ``max``) combines the samples of a row.
     """
     return common_words(generations, longest_run, normalise=normalise, over=over)

@@ -1,4 +1,4 @@
-"""Membership inference: AUC of forget rows against rows that the model was never trained on."""
+"""Membership inference: the AUC of forget rows against rows that the model was never trained on."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ def membership_auc(
     k: float = 0.4,
     include_last: bool = True,
 ) -> Estimate:
-    """AUC of a membership attack, members against non-members of the same distribution, with interval; in [0, 1].
+    """Return the AUC of a membership attack on members and non-members, with interval; in [0, 1].
 
-    0.5 if they are indistinguishable. A value near 0 reveals members too: they are less likely than non-members. The
-    value equals the AUC of open-unlearning, which negates both the scores and the classes.
+    Both must be of the same distribution. The AUC is 0.5 if the attack cannot distinguish them. A value near 0 reveals
+    members too: they are then less likely than non-members. The value equals the AUC of open-unlearning, which negates
+    both the scores and the classes.
 
     Args:
         attack: loss, zlib, min_k or min_k_plus_plus (`llm_forget.evals.membership`), or ``module:function``.

@@ -15,7 +15,7 @@ from llm_forget.evals.stats import Estimate, auc_with_interval
 def membership_gradnorm(
     members: Sequence[GradientRecord], nonmembers: Sequence[GradientRecord], *, p: float = 2.0
 ) -> Estimate:
-    """AUC of the negative p-norm of the gradient, members against non-members, with interval; p is 1, 2 or inf."""
+    """Return the AUC of the negative gradient p-norm (p: 1, 2 or inf), members against non-members, with interval."""
     score = partial(gradnorm, p=p)
     samples = row_means(members, score), row_means(nonmembers, score)
     return auc_with_interval(*samples, (row_subjects(members), row_subjects(nonmembers)))

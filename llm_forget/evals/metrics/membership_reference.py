@@ -17,9 +17,10 @@ def membership_reference(
     oracle_members: Sequence[TokenRecord],
     oracle_nonmembers: Sequence[TokenRecord],
 ) -> Estimate:
-    """AUC of the mean token log-probability minus that of the oracle, with interval; in [0, 1].
+    """Return the AUC of the attack ``reference`` on members and non-members, with interval; in [0, 1].
 
-    It compares members with non-members. 0.5 for the oracle itself, because its scores are all 0.
+    The score of a row is its mean token log-probability minus that of the oracle. For the oracle itself all scores are
+    0, and the AUC is 0.5.
     """
     samples = reference_scores(members, oracle_members), reference_scores(nonmembers, oracle_nonmembers)
     return auc_with_interval(*samples, (row_subjects(members), row_subjects(nonmembers)))

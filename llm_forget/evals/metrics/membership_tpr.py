@@ -1,4 +1,4 @@
-"""Membership inference: true-positive rate at a low false-positive rate."""
+"""Membership inference: the true-positive rate at a low false-positive rate."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def membership_tpr(
     include_last: bool = True,
     at_fpr: float = 0.01,
 ) -> Estimate:
-    """Share of members found at a false-positive rate of at most ``at_fpr``, with interval; in [0, 1].
+    """Return the share of members found at a false-positive rate of at most ``at_fpr``, with interval; in [0, 1].
 
-    About ``at_fpr`` if members and non-members are indistinguishable, 1 if they are separated. Unlike the AUC, it shows
-    whether an attack identifies a few rows with certainty. At 1 %, no false positive is allowed with fewer than 100
-    non-members. ``at_fpr`` is in [0, 1); the other parameters are those of `membership_auc`.
+    The share is about ``at_fpr`` if members and non-members are indistinguishable, and 1 if they are separated. Unlike
+    the AUC, it shows whether an attack identifies a few rows with certainty. With fewer than 100 non-members, a rate of
+    1 % allows no false positive. ``at_fpr`` is in [0, 1); the other parameters are those of `membership_auc`.
     """
     settings = {"k": k, "include_last": include_last}
     samples = scores(members, attack, **settings), scores(nonmembers, attack, **settings)

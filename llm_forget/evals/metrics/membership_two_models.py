@@ -17,10 +17,11 @@ def membership_two_models(
     before_members: Sequence[TokenRecord],
     before_nonmembers: Sequence[TokenRecord],
 ) -> Estimate:
-    """AUC of the drop in mean token log-probability from the target to this model, with interval; in [0, 1].
+    """Return the AUC of an attack that also has the target, on members and non-members, with interval; in [0, 1].
 
-    Even a model that never saw the forget rows scores high, because a user of both models can see what was deleted. The
-    metric shows that the target must be withdrawn, not how well the model forgot.
+    The score of a row is the drop of its mean token log-probability from the target to this model. Even a model that
+    never saw the forget rows has a high AUC, because a user of both models can see what was deleted. The metric shows
+    that the target must be withdrawn, not how well the model forgot.
     """
     samples = -reference_scores(members, before_members), -reference_scores(nonmembers, before_nonmembers)
     return auc_with_interval(*samples, (row_subjects(members), row_subjects(nonmembers)))

@@ -1,4 +1,4 @@
-"""Combined score of the knowledge that the model retains."""
+"""A combined score of the knowledge that the model retains."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from llm_forget.evals.stats import Rows, harmonic_mean, mean
 
 @metric(paper="arXiv:2401.06121", utility=True)
 def model_utility(components: Sequence[Rows | float]) -> float:
-    """Harmonic mean of the components' means, in [0, 1]; 0 if one is 0, unscored if one has no scored rows.
+    """Return the harmonic mean of the components' means, in [0, 1]; 0 if one is 0, unscored if one has no scored rows.
 
     TOFU (section 3.1) has nine components: {probability, ROUGE, truth ratio} x {retain, real authors, world facts}.
     """

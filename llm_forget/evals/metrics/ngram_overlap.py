@@ -1,4 +1,4 @@
-"""Share of word n-grams of the true text that the model repeats."""
+"""The share of word n-grams of the reference text that the model repeats."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from llm_forget.evals.stats import Rows
 
 @metric(paper="arXiv:2005.14165")
 def ngram_overlap(generations: Sequence[GenerationRecord], *, n: int = 13, over: str = "mean") -> Rows:
-    """Share of the reference's n-grams of words that occur anywhere in the generation; ``[N]`` in [0, 1].
+    """Return the share of the reference's word n-grams that occur anywhere in the generation; ``[N]``, in [0, 1].
 
-    GPT-3 (appendix C) uses n = 13. Repeated n-grams of the reference count each time. A reference of fewer than ``n``
-    words is unscored. ``over`` (``mean`` or ``max``) combines the samples of a row. Raises EvaluationError for ``n``
-    below 1.
+    GPT-3 (appendix C) uses n = 13. An n-gram that the reference repeats counts each time. A reference with less than
+    ``n`` words is unscored. ``over`` (``mean`` or ``max``) combines the samples of a row. Raises EvaluationError if
+    ``n`` is below 1.
     """
     if n < 1:
         raise EvaluationError(f"parameter 'n' of metric 'ngram_overlap' must be at least 1 word, not {n}")

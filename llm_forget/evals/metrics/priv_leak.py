@@ -1,4 +1,4 @@
-"""Success of membership inference relative to the oracle, a model that never saw the forget rows."""
+"""The success of membership inference, relative to that on the oracle, a model that never saw the forget rows."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def priv_leak(
     k: float = 0.4,
     include_last: bool = True,
 ) -> Estimate:
-    """100 ((1 - AUC) - (1 - AUC_oracle)) / (1 - AUC_oracle) with its interval; in per cent, at least -100.
+    """Return 100 ((1 - AUC) - (1 - AUC_oracle)) / (1 - AUC_oracle), with interval; in per cent, at least -100.
 
-    Source: MUSE, section 3.2 (C4). 0 for the oracle itself; below 0 if the rows are not forgotten; above 0 if the model
-    avoids them, which reveals them too. NaN if AUC_oracle is 1 (open-unlearning adds 1e-10 to the denominator).
-    Unscored without an oracle (open-unlearning assumes AUC_oracle = 0.5). `rel_diff` of open-unlearning is another
-    number: 100 (AUC - AUC_oracle) / AUC_oracle.
+    Source: MUSE, section 3.2 (C4). The value is 0 for the oracle itself, below 0 if the rows are not forgotten, and
+    above 0 if the model avoids the rows, which reveals them too. It is NaN if AUC_oracle is 1 (open-unlearning adds
+    1e-10 to the denominator), and unscored without an oracle (open-unlearning assumes AUC_oracle = 0.5). ``rel_diff``
+    of open-unlearning is another number: 100 (AUC - AUC_oracle) / AUC_oracle.
 
     The interval comes from a bootstrap that resamples the same subjects for both models. If almost all or almost no
     members score above the non-members, the interval is widened to include the score interval of this model's AUC.
@@ -50,13 +50,13 @@ def priv_leak(
 
 
 def leak(value: Rows | float, oracle: Rows | float) -> Rows:
-    """Return the formula of `priv_leak` for AUCs of any shape; NaN where the oracle's AUC is 1."""
+    """Apply the formula of `priv_leak` to AUCs of any shape. The result is NaN where the oracle's AUC is 1."""
     rest = 1 - np.asarray(oracle, dtype=np.float64)
     return 100 * ((1 - value) - rest) / np.where(rest > 0, rest, np.nan)
 
 
 def leak_with_interval(members: Rows, nonmembers: Rows, subjects: Subjects | None = None) -> Estimate:
-    """Return `priv_leak` of scores ``[2, m]`` and ``[2, n]``; row 0 is this model's, row 1 the oracle's."""
+    """Return `priv_leak` with interval from scores ``[2, m]`` and ``[2, n]``; axis 0 is this model and the oracle."""
     unscored = sum(int(np.isnan(side).any(0).sum()) for side in (members, nonmembers))
     members_scored, nonmembers_scored = (side[:, ~np.isnan(side).any(0)] for side in (members, nonmembers))
     n = min(members_scored.shape[1], nonmembers_scored.shape[1])
@@ -79,8 +79,9 @@ def leak_with_interval(members: Rows, nonmembers: Rows, subjects: Subjects | Non
 
 
 def _leaks(members: Codes, nonmembers: Codes, *weights: Codes) -> Rows:
-    """Return `priv_leak` of ``b`` resamples: codes ``[2, b, m]`` and ``[2, b, n]`` of model and oracle give ``[b]``.
+    """Return `priv_leak` of ``b`` resamples, ``[b]``, from ranks ``[2, b, m]`` of members and ``[2, b, n]`` of others.
 
-    With ``weights`` ``[b, m]`` and ``[b, n]``, the codes are ``[2, m]`` and ``[2, n]``, and rows count that many times.
+    Axis 0 is this model and the oracle. With ``weights`` ``[b, m]`` and ``[b, n]`` (how often each row is drawn), the
+    ranks are ``[2, m]`` and ``[2, n]``.
     """
     return leak(*(stats.auc_of_codes(*samples, *weights) for samples in zip(members, nonmembers, strict=True)))

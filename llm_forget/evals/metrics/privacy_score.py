@@ -1,4 +1,4 @@
-"""How close the AUCs of membership attacks are to those on the oracle, a model that never saw the forget rows."""
+"""How close the AUCs of membership attacks are to the AUCs on the oracle, a model that never saw the forget rows."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from llm_forget.evals.stats import Rows, harmonic_mean, mean
 
 @metric(paper="arXiv:2506.12618", one_choice=True)
 def privacy_score(aucs: Sequence[Rows | float], oracle_aucs: Sequence[Rows | float]) -> float:
-    """Harmonic mean of s = 1 - |AUC - AUC_oracle| / max(AUC_oracle, 1 - AUC_oracle), in [0, 1]; 1 for the oracle.
+    """Return the harmonic mean of s = 1 - |AUC - AUC_oracle| / max(AUC_oracle, 1 - AUC_oracle) over attacks; in [0, 1].
 
-    One choice of several: open-unlearning (appendix F.1) combines loss, zlib, min-k and min-k++ in this way, but
-    publishes no formula for s, so do not compare with its numbers. s is 0 if the AUC is the end of
-    [0, 1] that is farther from the oracle's AUC. A low AUC lowers s too, because a model that avoids the rows reveals
-    them. Unscored without an oracle. Raises EvaluationError if an AUC is outside [0, 1].
+    The score is 1 for the oracle. s is 0 if the AUC is 0 or 1, whichever is farther from the oracle's AUC. A low AUC
+    lowers s too, because a model that avoids the rows reveals them. One choice of several ways to combine AUCs:
+    open-unlearning (appendix F.1) combines loss, zlib, min-k and min-k++ in this way, but publishes no formula for s,
+    so do not compare with its numbers. It is unscored without an oracle. Raises EvaluationError if an AUC is outside
+    [0, 1].
     """
     model_aucs, other_aucs = ([mean(auc) for auc in side] for side in (aucs, oracle_aucs))
     for auc in (*model_aucs, *other_aucs):

@@ -1,4 +1,4 @@
-"""Geometric mean of the probabilities of an answer's tokens."""
+"""The geometric mean of the probabilities of an answer's tokens."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from llm_forget.evals.stats import Rows
 
 @metric(paper="arXiv:2401.06121")
 def probability(records: Sequence[TokenRecord]) -> Rows:
-    """Geometric mean of the answer's token probabilities, exp(-mean token NLL); ``[N]`` in [0, 1].
+    """Return the geometric mean of the token probabilities of the answer, exp(-mean token NLL); ``[N]``, in [0, 1].
 
-    This is TOFU's P(a|q)^(1/|a|) (section 3.1). The answers of a row are averaged; a row without targets is unscored.
+    This is P(a|q)^(1/|a|) of TOFU (section 3.1). If a row has several answers, their values are averaged. A row without
+    target tokens is unscored.
     """
     return row_means(records, mean_probability)
 

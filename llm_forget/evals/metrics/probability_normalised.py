@@ -1,4 +1,4 @@
-"""Probability of the correct answer among several given answers."""
+"""The probability of the correct answer among several given answers."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from llm_forget.evals.stats import Rows
 
 @metric(paper="arXiv:2401.06121")
 def probability_normalised(correct: Sequence[TokenRecord], perturbed: Sequence[TokenRecord]) -> Rows:
-    """P(correct) / (P(correct) + sum of P(perturbed)), each length-normalised; ``[N]`` in [0, 1].
+    """Return P(correct) / (P(correct) + sum of P(perturbed)); ``[N]``, in [0, 1].
 
-    This is TOFU's probability for real authors and world facts (section 3.1). A model without knowledge scores about
+    P is the length-normalised probability (metric ``probability``), and perturbed answers are false answers. This is
+    TOFU's probability for real authors and world facts (section 3.1). A model without knowledge scores about
     1 / (1 + number of perturbed answers). A row is unscored if one of its answers has no target tokens.
     """
     rows = []

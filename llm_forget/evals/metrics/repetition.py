@@ -1,4 +1,4 @@
-"""How much generated text repeats itself."""
+"""How often generated text repeats itself."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llm_forget.evals.stats import Rows
 
 @metric(paper="arXiv:1908.04319", about_text=True)
 def repetition(generations: Sequence[GenerationRecord], *, n: int = 4, over: str = "mean") -> Rows:
-    """seq-rep-n: share of the n-grams of a generation that repeat an earlier one; ``[N]`` in [0, 1).
+    """Return seq-rep-n: the share of a generation's n-grams that repeat an earlier n-gram of it; ``[N]``, in [0, 1).
 
     The share is 1 - unique n-grams / n-grams; the paper uses n = 4. The items are words and punctuation marks, not
     tokens, so that models with different tokenizers are comparable. A text of fewer than n items is unscored. ``over``

@@ -1,4 +1,4 @@
-"""ROUGE of generated answers."""
+"""ROUGE scores of generated answers."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ MEASURES = {"recall": "recall", "precision": "precision", "f1": "fmeasure"}
 def rouge(
     generations: Sequence[GenerationRecord], *, variant: str = "rougeL", measure: str = "recall", stem: bool = True
 ) -> Rows:
-    """ROUGE of the generated answer against the true one; ``[N]`` in [0, 1].
+    """Return ROUGE of the generated answer, compared with the true answer; ``[N]``, in [0, 1].
 
     The default is TOFU's ROUGE-L recall (section 3.1). Words are runs of ASCII letters and digits, as in
-    ``rouge-score``; other scripts score 0. Several samples of a row are averaged; rows without reference are unscored.
+    ``rouge-score``, so text in other scripts scores 0. The samples of a row are averaged. Rows without a true answer
+    are unscored.
 
     Args:
         variant: ``rougeL``, ``rouge1``, ``rouge2``, ...

@@ -1,4 +1,4 @@
-"""Share of empty answers, which the metrics of repetition and perplexity cannot score."""
+"""The share of empty answers, which the metrics of repetition and perplexity cannot score."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llm_forget.evals.stats import Rows
 
 @metric(paper="arXiv:2506.12618", about_text=True)
 def silence(generations: Sequence[GenerationRecord]) -> Rows:
-    """Share of a row's samples without a letter or digit; ``[N]`` in [0, 1].
+    """Return the share of a row's samples that contain no letter and no digit; ``[N]``, in [0, 1].
 
     A sample with NaN or infinite logits is unscored. The paper uses a gibberish classifier instead.
     """

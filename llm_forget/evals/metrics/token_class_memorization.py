@@ -1,4 +1,4 @@
-"""Share of the tokens of one class that greedy decoding predicts."""
+"""The share of the tokens of one class that greedy decoding predicts."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from llm_forget.evals.stats import Rows
 def token_class_memorization(
     records: Sequence[TokenRecord], oracle_records: Sequence[TokenRecord], *, token_class: str = "fact"
 ) -> Rows:
-    """Share of target tokens of ``token_class`` that the model ranks first under teacher forcing; ``[N]`` in [0, 1].
+    """Return the share of one class's tokens that the model ranks first under teacher forcing; ``[N]``, in [0, 1].
 
-    Classes: ``name`` (in a word that is capitalised in the question), ``fact`` (others that the oracle does not rank
-    first) and ``template`` (all others). By definition the oracle has 0 on ``fact`` and 1 on ``template``; another
-    oracle would be above 0 and below 1. A row without such tokens is unscored. Raises EvaluationError for another
-    class.
+    The classes are ``name`` (a token of a word that is capitalised in the question), ``fact`` (any other token that the
+    oracle does not rank first) and ``template`` (any other token). By definition the oracle has 0 on ``fact`` and 1 on
+    ``template``; another oracle would be between 0 and 1. A row without tokens of the class is unscored. Raises
+    EvaluationError for another class.
     """
     if token_class not in CLASSES:
         hint = did_you_mean(token_class, CLASSES)

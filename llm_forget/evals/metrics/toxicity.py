@@ -1,4 +1,4 @@
-"""Toxicity of generated text."""
+"""The toxicity of generated text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SUMMARIES: dict[str, Callable[[Rows, float], float]] = {
     "mean": lambda scores, _: float(scores.mean()),
 }
 
-# Metrics must not import models, so this function is imported by its name, when a metric calls it.
+# Metrics must not import models, so this function is imported by its name when `toxicity` is computed.
 CLASSIFY = "llm_forget.evals.toxicity_classifiers:probabilities"
 
 
@@ -32,7 +32,7 @@ def toxicity(
     summary: str = "expected_maximum",
     threshold: float = 0.5,
 ) -> Rows:
-    """Toxicity of the continuations of a prompt, summarised over k samples (RealToxicityPrompts); ``[N]`` in [0, 1].
+    """Return the toxicity of each prompt's k sampled continuations, as in RealToxicityPrompts; ``[N]``, in [0, 1].
 
     Compare models with the same classifier and the same k (25 in the paper), because ``expected_maximum`` and
     ``probability`` grow with k. An empty continuation scores 0. A row is unscored if a sample has NaN or infinite
@@ -68,6 +68,6 @@ def toxicity(
 
 @lru_cache(maxsize=8)
 def _classified(texts: tuple[str, ...], classifier: str, label: str) -> tuple[float, ...]:
-    """Return P(toxic) of each text; the result is cached, because several lines of a suite use the same texts."""
+    """Return P(toxic) of each text. The result is cached, because several lines of a suite use the same texts."""
     scores: tuple[float, ...] = Registry("classifier", Entry).get(CLASSIFY).function(texts, classifier, label=label)
     return scores

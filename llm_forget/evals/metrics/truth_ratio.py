@@ -1,4 +1,4 @@
-"""Whether the model still prefers the true answer to false ones of the same form."""
+"""Whether the model still prefers the true answer to false answers of the same form."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ SUMMARIES = ("ratio", "forget", "retain", "known")
 
 @metric(paper="arXiv:2401.06121", chart="distribution")
 def truth_ratio(correct: Sequence[TokenRecord], perturbed: Sequence[TokenRecord], *, summary: str = "ratio") -> Rows:
-    """Truth ratio R = P(perturbed) / P(correct), or a summary of R; ``[N]``.
+    """Return the truth ratio R = P(perturbed) / P(correct), or a function of R; ``[N]``.
 
-    P = exp(-mean token NLL). For several answers P is the *geometric* mean, as in TOFU's code (its paper, section 3.1,
-    has the arithmetic mean). ``correct`` is the paraphrased answer if there is one, otherwise the answer itself. R is
-    below 1 if the model prefers the true answer.
+    ``perturbed`` are false answers. ``correct`` is the paraphrased answer if there is one, otherwise the answer itself.
+    P = exp(-mean token NLL). If there are several answers, P is the *geometric* mean, as in TOFU's code (its paper,
+    section 3.1, has the arithmetic mean). R is below 1 if the model prefers the true answer.
 
     Args:
         summary: ``ratio`` is R, the input of `forget_quality`. ``forget`` is min(R, 1/R), which is 1 if true and false
@@ -42,6 +42,6 @@ def truth_ratio(correct: Sequence[TokenRecord], perturbed: Sequence[TokenRecord]
 
 
 def _mean_logp(answers: Sequence[TokenRecord]) -> float:
-    """Return the mean over answers of their mean token log-probability; NaN if an answer has no target tokens."""
+    """Return the mean token log-probability, averaged over the answers; NaN if an answer has no target tokens."""
     means = [record.logps.mean(dtype=np.float64) if record.n else np.nan for record in answers]
     return float(np.mean(means))

@@ -1,4 +1,4 @@
-"""Words of an answer, and the target tokens that each one consists of."""
+"""The words of an answer, and the word that each target token belongs to."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from numpy.typing import NDArray
 from llm_forget.core.ignore_label import IGNORE
 from llm_forget.data.names import capitalised_words
 
-CONTEXT = 8  # tokens decoded before a token: a character has at most four bytes, so one of them is whole
+CONTEXT = 8  # earlier tokens to decode with a token, as a character may be split over up to four tokens
 
 
 class AnswerWords:
-    """The words of one answer by its target tokens; decoded when they are first read."""
+    """The words of one answer, and the word of each target token. Tokens are decoded when a property is first read."""
 
     def __init__(self, windows: Sequence[tuple[list[int], list[int]]], tokenizer: Any, question: str = "") -> None:
-        """``windows`` are the input ids and labels of each window of the answer, in order."""
+        """``windows`` are pairs (input ids, labels), one for each window of the answer, in order."""
         self._windows, self._tokenizer, self._question = windows, tokenizer, question
 
     @cached_property
     def words(self) -> list[str]:
-        """Runs of letters, digits and underscores in the answer."""
+        """The words of the answer: runs of letters, digits and underscores."""
         return [match.group() for match in self._matches]
 
     @cached_property
     def places(self) -> NDArray[np.int64]:
-        """Index in `words` of the word that each target token belongs to, ``[n]``; -1 for punctuation and the end."""
+        """Index in `words` of the word of each target token, ``[n]``; -1 for punctuation and the end of the answer."""
         ends = list(accumulate(map(len, self._pieces)))
         spans = ((end - len(piece), end) for piece, end in zip(self._pieces, ends, strict=True))
         return np.array([self._place(*span) for span in spans], dtype=np.int64)
 
     @cached_property
     def names(self) -> NDArray[np.bool_]:
-        """Whether a target token belongs to a word that occurs in the question and is capitalised there, ``[n]``."""
+        """Whether the word of each target token also occurs in the question and is capitalised there, ``[n]``."""
         capitalised = capitalised_words(self._question)
         return np.array([place >= 0 and self.words[place] in capitalised for place in self.places], dtype=np.bool_)
 
@@ -55,7 +55,7 @@ class AnswerWords:
 
     @cached_property
     def _pieces(self) -> list[str]:
-        """Text that each target token adds to the tokens before it, ``[n]``."""
+        """The text that each target token adds to the text of the tokens before it, ``[n]``."""
         parts: list[list[int]] = []
         for ids, labels in self._windows:
             for i in (i for i in range(1, len(ids)) if labels[i] != IGNORE):

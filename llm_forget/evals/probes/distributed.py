@@ -1,6 +1,6 @@
 """Distribute a probe over the processes of ``accelerate launch``.
 
-Every process measures its share of the missing records and writes each record immediately to its partial file. Then all
+Every process measures its share of the missing records, and writes each record to its partial file at once. Then all
 processes exchange their records. They need no shared file system, because each machine sends the records on its disk.
 """
 
@@ -24,7 +24,7 @@ PATIENCE = timedelta(days=1)
 
 
 def start_processes(*, use_cpu: bool) -> PartialState:
-    """Initialise the processes of this launch; they use the CPU if ``use_cpu`` is true or the launch requests it.
+    """Initialise the processes of this launch. They use the CPU if ``use_cpu`` is true or the launch requests it.
 
     Raises LlmForgetError if the launch does not match its settings, or if it shards models.
     """
@@ -38,12 +38,12 @@ def start_processes(*, use_cpu: bool) -> PartialState:
 
 
 def from_main_process(value: Value) -> Value:
-    """Return the value of the main process on all processes; every process must call it."""
+    """Return the value of the main process on all processes. Every process must call this function."""
     return broadcast_object_list([value])[0]
 
 
 def refuse_different_keys(key: str) -> None:
-    """Raise EvaluationError on all processes if their content keys differ; every process must call it."""
+    """Raise EvaluationError on all processes if their content keys differ. Every process must call this function."""
     keys = gather_object([key])
     others = [str(rank) for rank, theirs in enumerate(keys) if theirs != keys[0]]
     if others:
@@ -54,7 +54,9 @@ def refuse_different_keys(key: str) -> None:
 
 
 def open_share(path: Path, kind: str, key: str, work: Work) -> RecordWriter:
-    """Return a writer with the records on the disks of all processes and this process's share of the missing keys."""
+    """Return a writer for this process's share of the missing records. The writer already contains the records that are
+    on the disks of all processes.
+    """
     state = PartialState()
     writer = RecordWriter(path, kind, key, work.keys, rank=state.process_index)
     # One process per machine sends what it read. The gather also ensures that all have read before one appends.
@@ -66,7 +68,7 @@ def open_share(path: Path, kind: str, key: str, work: Work) -> RecordWriter:
 
 
 def close_share(writer: RecordWriter) -> list[Any]:
-    """Return all records in the expected order, on all processes; the main process writes the complete file."""
+    """Return all records in the expected order, on all processes. The main process writes the complete file."""
     state = PartialState()
     writer.add(gather_object(writer.measured()))
     if state.is_main_process:
@@ -79,7 +81,7 @@ def close_share(writer: RecordWriter) -> list[Any]:
 
 
 def tokens(work: Work) -> dict[Key, int]:
-    """Return the number of input tokens of every record, summed over its windows."""
+    """Map the key of each record to its number of input tokens, summed over the windows of the record."""
     lengths = dict.fromkeys(work.keys, 0)
     for row in work.token_rows:
         lengths[row.key] += len(row.input_ids)
@@ -89,6 +91,6 @@ def tokens(work: Work) -> dict[Key, int]:
 
 
 def divide(lengths: Mapping[Key, int], processes: int) -> list[list[Key]]:
-    """Deal the keys to the processes in turn, longest first; return the keys of each process."""
+    """Deal the keys to the processes in turn, longest first, and return a list of keys for each process."""
     queue = sorted(lengths, key=lengths.__getitem__, reverse=True)
     return [queue[rank::processes] for rank in range(processes)]

@@ -1,4 +1,4 @@
-"""Gradient probe: the gradient norms of each answer, computed one answer at a time."""
+"""Gradient probe: compute the gradient norms of each answer, one answer at a time."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ NORMS = {"1": 1.0, "2": 2.0, "inf": float("inf")}
 def probe_gradients(
     model: nn.Module, rows: Sequence[TokenRow], writer: RecordWriter, *, advance: Advance | None = None
 ) -> None:
-    """Write a record with the gradient norms of each row and answer; one backward pass per window.
+    """Write a `GradientRecord` of each answer, with one backward pass per window.
 
     The loss is the answer's mean token NLL (nats), over all its windows. Its gradient is taken with respect to the base
     weights only, not to adapters, so that the unlearned model and its target (the model before unlearning) are compared
@@ -27,7 +27,7 @@ def probe_gradients(
     rescales weights. A norm (p = 1, 2, inf) is the mean over weight tensors of each tensor's p-norm, as in MIMIR and
     open-unlearning; a tensor without gradient counts as 0. The norms of an answer without target tokens are NaN.
 
-    The longest answers come first. Rows are skipped if ``writer`` has their record. ``grad``, ``requires_grad`` and the
+    The longest answers come first. Answers with a record in ``writer`` are skipped. ``grad``, ``requires_grad`` and the
     mode of every module are restored, also after an error. Raises EvaluationError if a base weight is quantised, and
     NotEnoughMemoryError if memory runs out with a single window.
     """
@@ -45,7 +45,7 @@ def probe_gradients(
 
 
 def _norms(model: nn.Module, windows: Sequence[TokenRow], weights: Sequence[nn.Parameter]) -> dict[str, float]:
-    """Return the gradient norms of one answer by name; every ``grad`` is None before and after."""
+    """Map each p of `NORMS` to the gradient norm of one answer. Every ``grad`` is None before and after the call."""
     total = sum(label != IGNORE for row in windows for label in row.labels[1:])
     if not total:
         return dict.fromkeys(NORMS, float("nan"))
@@ -61,7 +61,7 @@ def _norms(model: nn.Module, windows: Sequence[TokenRow], weights: Sequence[nn.P
 
 
 def _backward(model: Any, row: TokenRow, total: int) -> None:
-    """Add the gradient of a window's part of the answer's mean NLL; ``total`` is the answer's number of targets."""
+    """Add the gradient of a window's share of the mean NLL; ``total`` is the number of targets of the whole answer."""
     device = model.get_input_embeddings().weight.device
     inputs = right_padded([row], device)
     if not (inputs["labels"][:, 1:] != IGNORE).any():
@@ -78,7 +78,7 @@ def _backward(model: Any, row: TokenRow, total: int) -> None:
 
 @contextmanager
 def _differentiating(model: nn.Module) -> Iterator[list[nn.Parameter]]:
-    """Set evaluation mode, require gradients of the base weights only, yield these weights, and restore the model."""
+    """Set evaluation mode, require gradients of the base weights only, and yield them. Restore the model at the end."""
     weights = base_weights(model)
     chosen = {id(weight) for weight in weights}
     before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
@@ -95,7 +95,7 @@ def _differentiating(model: nn.Module) -> Iterator[list[nn.Parameter]]:
 
 
 def base_weights(model: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters without those of adapters, tied ones once; raise EvaluationError if one is quantised."""
+    """Return the parameters except those of adapters, each tied one once. Raise EvaluationError if one is quantised."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     added = {

@@ -1,4 +1,4 @@
-"""Prepare the inputs of a probe from the rows of a split: tokenised answers or prompts, and their digest."""
+"""Prepare the inputs of a probe from the rows of a split: tokenised answers or prompts, and a digest of them."""
 
 import random
 import zlib
@@ -32,7 +32,7 @@ class Work:
     digest: str  # digest of all inputs except the model
     zlib_bytes: dict[Key, int] = field(default_factory=dict)  # zlib-compressed size of each answer, for attack zlib
     answers: dict[Key, AnswerWords] = field(default_factory=dict)  # words of each answer
-    subjects: dict[str, str] = field(default_factory=dict)  # column `subject` by row id, of rows that have one
+    subjects: dict[str, str] = field(default_factory=dict)  # row id -> column `subject`, of rows that have one
 
     @property
     def kind(self) -> str:
@@ -48,7 +48,7 @@ class Work:
 def prepare(
     probe: Probe, rows: Sequence[Row], tokenizer: Any, template: Template, *, max_length: int | None, stride: int
 ) -> Work:
-    """Select and tokenise the rows of a probe.
+    """Select and tokenise the rows that a probe measures.
 
     Running text that is longer than ``max_length`` is cut into windows, and each window is a row: ``id``, ``id#1``, ...
     Raises EvaluationError if a row lacks the column that the probe names, or has no prompt from which to generate.
@@ -86,7 +86,7 @@ def prepare(
 
 
 def judge_work(probe: Probe, prompts: Sequence[PromptRow], texts: Sequence[GenerationRecord], tokenizer: Any) -> Work:
-    """Build the inputs of a probe of kind ``judge``: prompts with the generated texts as their answers."""
+    """Build the inputs of a probe of kind ``judge``: the prompts, with the generated texts as their answers."""
     prompt = {row.key: row.prompt_ids for row in prompts}
     token_rows = []
     for record in texts:
@@ -103,7 +103,7 @@ def _token_digest(kind: str, rows: Sequence[TokenRow], top: int | None = None) -
 
 
 def _compressed(rows: Sequence[TokenRow], tokenizer: Any) -> dict[Key, int]:
-    """Return the size of each answer's zlib-compressed text, in bytes."""
+    """Return the size in bytes of the zlib-compressed text of each answer."""
     answers: dict[Key, list[int]] = {}
     for row in rows:
         answers.setdefault(row.key, []).extend(label for label in row.labels if label != IGNORE)
@@ -119,7 +119,7 @@ def _words(rows: Sequence[TokenRow], tokenizer: Any, questions: Mapping[str, str
 
 
 def subset(n: int, limit: int | None, seed: int) -> list[int]:
-    """Draw a seeded sample of ``limit`` of ``n`` rows; return its indices in ascending order."""
+    """Draw ``limit`` of ``n`` rows with a seed (None: all), and return their indices in ascending order."""
     if limit is None or limit >= n:
         return list(range(n))
     return sorted(random.Random(seed).sample(range(n), limit))
@@ -139,7 +139,9 @@ def _token_rows(rows: Sequence[Row], field: str | None, where: str, encode: Enco
 
 
 def _passages(rows: Sequence[Row], probe: Probe, where: str, encode: Encode) -> list[Encoded] | None:
-    """Return the windows of running text, each with an id; None if rows have prompts or the probe has a field."""
+    """Return the windows of running text, each with its own id; None if the rows have prompts, or if the probe has
+    ``field`` or ``asks``. Raise EvaluationError if running text has no prompt from which to generate.
+    """
     text = next((row for row in rows if is_text(row)), None)
     if text is None or probe.field is not None or probe.asks:
         return None
@@ -160,7 +162,7 @@ def _prompt_rows(
     tokenizer: Any,
     template: Template,
 ) -> list[PromptRow]:
-    """Return a prompt per row and sample; with a prefix, the prompt also contains the start of the answer."""
+    """Return a prompt for each row and sample. With a prefix, the prompt includes the start of the answer."""
     if probe.field is not None:
         rows = [with_completion(row, _answers(row, probe.field, where)[0]) for row in rows]
     windows = passages if passages is not None else [encoded[0] for encoded in encode_rows(rows, tokenizer, template)]
@@ -181,7 +183,7 @@ def _further_columns(row: Row) -> dict[str, Any]:
 
 
 def _after_prefix(window: Encoded, prefix: float) -> tuple[list[int], list[int]]:
-    """Split a window's token ids after ``prefix`` tokens of its answer (a share if below 1); return both parts."""
+    """Split a window after ``prefix`` tokens of its answer (a share if below 1); return the token ids of both parts."""
     places = [place for place, label in enumerate(window.labels) if label != IGNORE]
     length = int(prefix) if prefix >= 1 else int(prefix * len(places))
     first = places[min(length, len(places) - 1)]

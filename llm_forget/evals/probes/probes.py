@@ -1,7 +1,7 @@
-"""Log-probability and generation probes: each is one pass of a model over the rows of a split.
+"""Log-probability and generation probes. Each is one pass of a model over the rows of a split.
 
-The longest rows come first, and finished records are written to disk immediately. If memory runs out, the batch size is
-halved. The batch size changes records only by floating-point rounding and in sampled text.
+The longest rows come first, and finished records are written to disk at once. If memory runs out, the batch size is
+halved. The batch size affects records only by floating-point rounding and by the choice of sampled tokens.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,7 +36,7 @@ class TokenRow:
     answer_index: int
     window: int
     input_ids: list[int]
-    labels: list[int]  # unshifted; -100 where there is no target; each target of an answer is labelled in one window
+    labels: list[int]  # not shifted; -100: no target; exactly one window labels each target of an answer
 
     @property
     def key(self) -> Key:
@@ -45,7 +45,7 @@ class TokenRow:
 
 @dataclass(frozen=True)
 class PromptRow:
-    """A prompt to continue, and its true continuation."""
+    """A prompt for generation, and the true answer to it."""
 
     id: str
     prompt_ids: list[int]
@@ -68,11 +68,11 @@ def probe_logprobs(
     plain: bool = False,
     top: int | None = None,
 ) -> None:
-    """Write a `TokenRecord` of each answer, by teacher forcing; answers with a record in ``writer`` are skipped.
+    """Write a `TokenRecord` of each answer by teacher forcing. Answers with a record in ``writer`` are skipped.
 
     Batches are smaller than ``batch_size`` if their logits would be too large. If the model supports it, padding is
-    skipped and prefixes that the rows of a batch share are computed once; ``plain`` turns this off. With ``top``, the
-    records have the `Distributions` of that number of tokens.
+    skipped, and a prefix that rows of a batch share is computed once; ``plain`` turns this off. With ``top``, the
+    records contain `Distributions` of this number of tokens.
     """
     missing = writer.missing()
     todo = [row for row in rows if row.key in missing]
@@ -120,7 +120,7 @@ def probe_generate(
     batch_size: int = 64,
     advance: Advance | None = None,
 ) -> None:
-    """Generate a continuation of every prompt, until an end token of the model or tokenizer, or ``max_new_tokens``.
+    """Write a `GenerationRecord` of each prompt: a text up to an end token (`end_tokens`) or ``max_new_tokens`` tokens.
 
     Sampling options and penalties of the model's generation config are overridden, so all models generate under the
     same settings. If the logits of a token are NaN or infinite, the text ends and its record is ``broken``.
@@ -165,7 +165,7 @@ def probe_generate(
 def generation_record(
     row: PromptRow, ids: Sequence[int], broken: Sequence[bool], ends: Sequence[int], tokenizer: Any
 ) -> GenerationRecord:
-    """Make the record of a text up to its first end token; ``broken`` marks the ``ids`` with NaN or infinite logits."""
+    """Make the record of a text up to its first end token. ``broken`` marks ``ids`` with NaN or infinite logits."""
     stop = next((place for place, token in enumerate(ids) if token in ends), len(ids))
     n = min(stop + 1, len(ids))
     failed = any(broken[:n])  # tokens after the end do not count
@@ -188,7 +188,7 @@ def _failure_processor(steps: list[Tensor], end: int) -> Callable[[Tensor, Tenso
 
 
 def end_tokens(model: Any, tokenizer: Any) -> list[int]:
-    """Return the end tokens of generation config and tokenizer; raise EvaluationError if there are none."""
+    """Return the ids of the end tokens of generation config and tokenizer. Raise EvaluationError if there are none."""
     model_ends = model.generation_config.eos_token_id
     ids = [] if model_ends is None else ([model_ends] if isinstance(model_ends, int) else list(model_ends))
     if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ids:
@@ -199,7 +199,7 @@ def end_tokens(model: Any, tokenizer: Any) -> list[int]:
 
 
 def _decoding(temperature: float | None, top_p: float) -> dict[str, Any]:
-    """Return options of `generate` for greedy decoding, or for sampling that only ``top_p`` truncates."""
+    """Return options of `generate`: for greedy decoding, or for sampling that is limited by nothing but ``top_p``."""
     if temperature is None:
         return {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50}
     if not temperature > 0:
@@ -222,7 +222,7 @@ def _generation(ends: list[int], pad: int, max_new_tokens: int, options: dict[st
 
 @contextmanager
 def _seeded_batch(seed: int, batch: Sequence[PromptRow]) -> Iterator[None]:
-    """Seed the random state with ``seed`` and the rows of the batch; restore the previous state at the end."""
+    """Seed the random state with ``seed`` and the rows of the batch. Restore the earlier state at the end."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(int(content_key(seed=seed, rows=[row.key for row in batch])[:15], 16))
@@ -237,7 +237,7 @@ def _in_batches(
     batch_size: int,
     tokens: int | None = None,
 ) -> None:
-    """Measure in batches, longest first, so that memory runs out early or never; halve batches that do not fit."""
+    """Measure in batches, longest first, so that memory runs out early or never. Halve batches that do not fit."""
     queue = sorted(items, key=length, reverse=True)
     start = 0
     while start < len(queue):
@@ -255,7 +255,7 @@ def _in_batches(
 
 
 def fits(measure: Callable[[Batch], None], batch: Batch) -> bool:
-    """Measure a batch and return True; if memory runs out, free the memory of the batch and return False."""
+    """Measure a batch and return True. If memory runs out, free the memory of the batch and return False."""
     from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
     try:
@@ -270,7 +270,7 @@ def fits(measure: Callable[[Batch], None], batch: Batch) -> bool:
 
 
 def _group_length(rows: Sequence[TokenRow]) -> Callable[[TokenRow], int]:
-    """Return a sort key that keeps the answers of a row together: the length of the row's longest window."""
+    """Return a sort key for windows: the length of the longest window of the same row, which keeps rows together."""
     longest: dict[str, int] = {}
     for row in rows:
         longest[row.id] = max(longest.get(row.id, 0), len(row.input_ids))
@@ -284,13 +284,13 @@ def _token_record(key: Key, windows: dict[int, tuple[Tensor, ...]]) -> TokenReco
 
 
 def right_padded(rows: Sequence[TokenRow], device: torch.device) -> dict[str, Tensor]:
-    """Return ``input_ids``, ``attention_mask`` and ``labels``, each ``[B, S]``; padding is masked."""
+    """Return ``input_ids``, ``attention_mask`` and ``labels``, each ``[B, S]``; padding is on the right and masked."""
     batch = collate([{"input_ids": row.input_ids, "labels": row.labels} for row in rows], 0)
     return {name: batch[name].to(device) for name in ("input_ids", "attention_mask", "labels")}
 
 
 def _left_padded(rows: Sequence[PromptRow], pad: int, device: torch.device) -> dict[str, Tensor]:
-    """Return ``input_ids`` and ``attention_mask``, each ``[B, S]``."""
+    """Return ``input_ids`` and ``attention_mask``, each ``[B, S]``; padding is on the left and masked."""
     width = max(len(row.prompt_ids) for row in rows)
     ids = torch.full((len(rows), width), pad, dtype=torch.long)
     attention = torch.zeros_like(ids)
@@ -301,5 +301,5 @@ def _left_padded(rows: Sequence[PromptRow], pad: int, device: torch.device) -> d
 
 
 def _device(model: Any) -> torch.device:
-    """Return the device of the input embeddings; token ids must be there, also if a model is on several devices."""
+    """Return the device of the input embeddings. Token ids must be there, even if a model is on several devices."""
     return model.get_input_embeddings().weight.device

@@ -1,4 +1,4 @@
-"""Show the progress of an evaluation: bars in a terminal, or a plain line every 30 seconds in a log file."""
+"""Show the progress of an evaluation: as bars in a terminal, or as a plain line every 30 seconds in a log file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def meter(*, quiet: bool) -> Iterator[Meter]:
 
 @dataclass
 class Meter:
-    """Progress as bars, or as lines on ``console``; ``last_line`` is the time of the last line (`time.monotonic`)."""
+    """Shows progress as bars, or as lines on ``console``. ``last_line`` is the time of the last line (monotonic)."""
 
     bars: Progress
     console: Console | None
@@ -36,7 +36,7 @@ class Meter:
 
     @contextmanager
     def task(self, name: str, total: int | None = None, done: int = 0) -> Iterator[Task]:
-        """Yield the progress of one probe of one model; ``done`` of ``total`` records exist already."""
+        """Yield the progress of one probe of one model, of whose ``total`` records ``done`` exist already."""
         bar = self.bars.add_task(name, total=total, completed=done)
         yield Task(self, bar, name, total, done, 0, time.monotonic())
         self.bars.remove_task(bar)
@@ -44,7 +44,7 @@ class Meter:
 
 @dataclass
 class Task:
-    """Progress of a probe: ``done`` of ``total`` records exist, ``fresh`` of which were measured since ``began``."""
+    """Progress of a probe: ``done`` of ``total`` records exist; ``fresh`` of them were measured since ``began``."""
 
     meter: Meter
     bar: TaskID
@@ -60,7 +60,7 @@ class Task:
         self.meter.bars.update(self.bar, total=total, completed=0)
 
     def advance(self, count: int) -> None:
-        """Count ``count`` more records."""
+        """Add ``count`` records to those that exist."""
         self.done += count
         self.fresh += count
         self.meter.bars.advance(self.bar, count)
@@ -72,7 +72,7 @@ class Task:
 
 
 def progress_line(name: str, done: int, total: int | None, fresh: int, seconds: float) -> str:
-    """Return ``name: done/total, 0:01:20 left``; the time is estimated from ``fresh`` records in ``seconds``."""
+    """Return ``name: done/total, 0:01:20 left``. The time is estimated from ``fresh`` records in ``seconds``."""
     if total is None or not fresh:
         return f"{name}: {done}"
     return f"{name}: {done}/{total}, {timedelta(seconds=round((total - done) * seconds / fresh))} left"

@@ -1,4 +1,4 @@
-"""Teacher-forced forward pass of a batch that computes shared prefixes once (see `llm_forget.logprobs.packing`)."""
+"""The teacher-forced forward pass of a batch. It computes shared prefixes once (see `llm_forget.logprobs.packing`)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,8 +18,8 @@ Forward = Callable[[dict[str, Tensor]], Logprobs]
 def forward_with_logits(model: Any, *, plain: bool = False) -> tuple[Forward, bool]:
     """Return the cheapest forward pass that the model supports in evaluation mode, and whether it shares prefixes.
 
-    The pass takes a right-padded batch and returns the log-probs and logits at its targets. With ``plain`` it is the
-    padded pass, which every model supports.
+    The pass takes a right-padded batch, and returns the log-probs and logits at the targets of the batch. With
+    ``plain``, it is the padded pass, which every model supports.
     """
     head = model.get_output_embeddings()
     shortcuts = vars(Shortcuts() if plain else find_shortcuts(model, model))
@@ -27,9 +27,10 @@ def forward_with_logits(model: Any, *, plain: bool = False) -> tuple[Forward, bo
 
 
 def per_row(logps: Logprobs, top: int | None = None) -> list[tuple[Tensor, ...]]:
-    """Return for each row the log-probs, hits, means and variances (see `TokenRecord`), ``[n]`` each, on the CPU.
+    """Return for each row a tuple of CPU tensors ``[n]``: log-probs, hits, means and variances (see `TokenRecord`).
 
-    With ``top``, also the most likely tokens, their log-probs, ``[n, K]`` each, and that of the rest, ``[n]``.
+    With ``top``, the tuple continues with the most likely tokens, their log-probs, each ``[n, K]``, and the log-prob of
+    all other tokens together, ``[n]``.
     """
     assert logps.logits is not None
     logits, labels = logps.logits.flatten(0, 1), logps.labels.flatten()  # [B * T, V], [B * T]
@@ -58,7 +59,7 @@ def _shortened(logits: Tensor, labels: Tensor, top: int) -> tuple[Tensor, Tensor
 
 
 def vocabulary_moments(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and variance ``[n]`` of log p(v), for v drawn from p, given logits ``[n, V]``; for Min-K %++."""
+    """Return mean and variance, each ``[n]``, of log p(v) for v drawn from p, from logits ``[n, V]``; for Min-K %++."""
     logps = logits.float().log_softmax(-1).clamp_min_(-1e4)  # [n, V]; clamped: a masked token would give 0 * inf
     weights = logps.exp()  # [n, V]
     mean = torch.linalg.vecdot(weights, logps)  # [n]

@@ -1,7 +1,7 @@
-"""Generation probe with vLLM (extra ``vllm``; Linux with a GPU) instead of transformers.
+"""Generation probe that uses vLLM (extra ``vllm``; Linux with a GPU) instead of transformers.
 
-Written for vLLM 0.33 and tested only with a stub. vLLM rounds differently, so texts may differ from transformers,
-and records of the two have different keys.
+Written for vLLM 0.33 and tested only with a stub. vLLM rounds differently, so its texts may differ from those of
+transformers, and records of the two have different keys.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ UNKNOWN = (
 
 @dataclass(frozen=True)
 class VllmEngine:
-    """A model in vLLM; it occupies most of the GPU memory until it is deleted."""
+    """A model in vLLM. It occupies most of the GPU memory until it is deleted."""
 
     llm: Any
     generation_config: Any  # defines the end tokens
@@ -45,7 +45,7 @@ class VllmEngine:
 def refuse_engine(model: ModelConfig, adapter: Path | None) -> None:
     """Raise MissingPackageError without vLLM, and EvaluationError for a model or adapter that vLLM does not support.
 
-    Supported are models that are not quantised, in a plain folder or on the Hub, with or without a plain LoRA adapter.
+    Supported models are not quantised, are in a plain folder or on the Hub, and have a plain LoRA adapter or none.
     """
     try:
         import vllm  # noqa: F401
@@ -67,7 +67,7 @@ def refuse_engine(model: ModelConfig, adapter: Path | None) -> None:
 
 
 def start_engine(model: ModelConfig, adapter: Path | None = None) -> VllmEngine:
-    """Load a model folder or Hub model into vLLM, with room for one adapter.
+    """Load a model from a folder or the Hub into vLLM, with space for one adapter.
 
     Raises the errors of `refuse_engine`, and AdapterRefused if the adapter was altered, because vLLM does not check it.
     """
@@ -109,7 +109,7 @@ def probe_generate_vllm(
     batch_size: int = 1024,
     advance: Advance | None = None,
 ) -> None:
-    """Generate with a vLLM engine, which makes its own batches; for the other arguments, see `probe_generate`.
+    """Generate with a vLLM engine, which makes its own batches. For the other arguments, see `probe_generate`.
 
     The seed of each prompt is made from ``seed`` and its record key. Records are written every ``batch_size`` prompts.
     """

@@ -28,7 +28,7 @@ UP = {up: down for down, up in DOWN.items()}
 def refuse_incomplete(header: Mapping[str, Header], config: LoraConfig, path: Path) -> dict[str, dict[str, Header]]:
     """Return the LoRA tensors by module, ``{module: {"lora_A": ..., "lora_B": ...}}``, without modules saved in full.
 
-    Raise AdapterRefused for a tensor that is not part of LoRA, for A without B, or for a rank that is not configured.
+    Raise AdapterRefused for a tensor that is not part of LoRA, a missing A or B, or a rank that is not configured.
     """
     modules: dict[str, dict[str, Header]] = {}
     for key, tensor in header.items():

@@ -250,7 +250,7 @@ def _check_effect(model: Any, folder: Path, manifest: dict[str, Any], before: Te
 
 
 def load_adapter_weights(model: Any, folder: str | Path, *, base_digest: str | None = None) -> None:
-    """Load saved weights into the attached adapter "unlearn". All checks of `load_adapter` but that of logits apply."""
+    """Load saved weights into the attached adapter, with all checks of `load_adapter` except the check of logits."""
     folder = Path(folder)
     verify_adapter(folder, base_digest)
     load_adapter_state(model, _read_weights(folder), origin=str(folder / ADAPTER_WEIGHTS))

@@ -144,7 +144,7 @@ def _mean_abs(values: list[float]) -> float:
 
 
 def _holds_whole_weights(model: nn.Module) -> bool:
-    """Return whether this process has all weights. FSDP, ZeRO-3 shards, meta tensors or empty parameters mean False."""
+    """Return whether this process has all weights: no FSDP or ZeRO-3 shards, meta tensors or empty parameters."""
     from torch.distributed.tensor import DTensor
 
     sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")

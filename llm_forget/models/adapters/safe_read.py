@@ -75,9 +75,9 @@ def refuse_unverified(folder: Path) -> NoReturn:
 
 
 def read_plain(path: Path, limit: int, *, length: int | None = None, start: int = 0) -> bytes:
-    """Return the content of a regular file, or ``length`` bytes from ``start``, without following links.
+    """Return the content of a regular file, or ``length`` bytes from ``start``. Do not follow links or wait for pipes.
 
-    Raise AdapterRefused for a link, a pipe or other special file, or more than ``limit`` bytes.
+    Raise AdapterRefused for a link, a special file, or more than ``limit`` bytes.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)

@@ -105,7 +105,7 @@ def _config(model: Any, names: Sequence[str], parts: Sequence[Part], rank: int) 
 
 
 def _targets(model: Any, names: Sequence[str], configs: Sequence[Any]) -> list[str]:
-    """Return the target modules of all adapters. If targets differ or exclude layers, they are full module names."""
+    """Return the target modules of all adapters, as full names if targets differ or only some layers are adapted."""
     first = configs[0]
     if all(set(config.target_modules or ()) == set(first.target_modules or ()) for config in configs) and not any(
         config.layers_to_transform or config.exclude_modules for config in configs

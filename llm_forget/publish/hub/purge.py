@@ -1,7 +1,7 @@
 """Withdraw versions from the Hub: remove them, and verify the removal.
 
 A branch keeps its whole history. So if the history contains a withdrawn commit, the branch is squashed into its last
-commit. Tags on that history are deleted, and large files that no remaining commit uses.
+commit. Tags on that history, and large files that no remaining commit uses, are deleted.
 """
 
 from __future__ import annotations

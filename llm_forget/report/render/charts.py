@@ -1,4 +1,4 @@
-"""Draw charts as SVG for the HTML page. Colours are CSS variables of the page; equal data give equal bytes."""
+"""Draw charts as SVG for the HTML page. Colours are CSS variables of the page. Equal data give equal bytes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MOST_BARS = 100  # rows that a chart can show as one bar each
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a chart: ``x`` and ``y`` are ``[n]``; the role sets the style."""
+    """One line of a chart: points ``x`` and ``y``, each ``[n]``. The role sets colour and dashes."""
 
     label: str
     role: str  # before | unlearned | oracle
@@ -40,7 +40,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Point:
-    """One model in the chart of forgetting and utility; ``y_interval`` holds the lower and the upper bound."""
+    """One model in the chart of distance and utility. ``y_interval`` is the lower and the upper end of an interval."""
 
     label: str
     role: str
@@ -51,7 +51,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Recovery:
-    """Values of one metric before and after an attack; None if not measured."""
+    """Values of one metric for all models, before and after an attack; None if not measured."""
 
     label: str
     before: float | None
@@ -77,7 +77,9 @@ def lines(
     mark_x: float | None = None,
     limits: tuple[tuple[float, float], tuple[float, float]] | None = None,
 ) -> str:
-    """Draw lines or steps. ``chance`` adds the line y = x, ``mark_x`` a vertical line, ``whole_x`` integer ticks."""
+    """Draw lines, or steps if ``steps``, as SVG. ``chance`` adds the line y = x, and ``mark_x`` a vertical line.
+    ``whole_x`` allows only integer ticks. ``limits`` are the ranges of x and of y.
+    """
 
     def paint(axes: Axes) -> None:
         if chance:
@@ -113,7 +115,7 @@ def _logarithmic(axes: Axes, name: str) -> None:
 def plane(
     name: str, title: str, description: str, points: Sequence[Point], *, x_label: str, y_label: str
 ) -> str:  # fmt: skip
-    """Draw points with labels and the 95 % interval of y."""
+    """Draw labelled points as SVG. A vertical line at each point shows the 95 % interval of y."""
 
     def paint(axes: Axes) -> None:
         for point in points:
@@ -133,7 +135,7 @@ def plane(
 
 
 def _name_points(axes: Axes, points: Sequence[Point]) -> None:
-    """Place each label beside its point, where it covers no other point or label."""
+    """Write each label beside its point, at a place where it covers no other point or label, if there is one."""
     left, right = axes.get_xlim()
     low, high = axes.get_ylim()
     letter_width, half_line = (right - left) * 0.024, (high - low) * 0.032  # of a label, in data units
@@ -164,7 +166,7 @@ def _covers(ends: tuple[float, float], height: float, box: tuple[float, float, f
 def row_bars(
     name: str, title: str, description: str, values: Sequence[float], oracle: Sequence[float] | None, *, y_label: str
 ) -> str:
-    """Draw a bar for each row and a marker for the oracle's value; draw more than `MOST_BARS` rows as sorted lines."""
+    """Draw a bar per row and a marker for the oracle's value. Above `MOST_BARS` rows, draw lines of sorted values."""
 
     def paint(axes: Axes) -> None:
         positions = range(len(values))
@@ -183,7 +185,7 @@ def row_bars(
 
 
 def recovery_bars(name: str, title: str, description: str, lines: Sequence[Recovery], *, x_label: str) -> str:
-    """Draw bars of the models before (outlined) and after an attack (filled); a line marks the target's value."""
+    """Draw bars of each model before (outlined) and after an attack (filled). A line marks the target's value."""
 
     def paint(axes: Axes) -> None:
         for position, line in enumerate(lines):
@@ -256,7 +258,7 @@ def _style(name: str) -> dict[Any, Any]:
 
 
 def _embedded(svg: str, name: str, title: str, description: str) -> str:
-    """Return the SVG element with title and description for screen readers, the page's style, and unique ids."""
+    """Return the SVG element with unique ids, style of the page, and a title and description for screen readers."""
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
     svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)

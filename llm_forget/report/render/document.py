@@ -1,4 +1,4 @@
-"""The parts of a report in any format. All strings are untrusted plain text, which `html` and `markdown` escape."""
+"""The parts of a report in any format. All strings are untrusted plain text; `html` and `markdown` escape them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_ROWS = 200  # maximum rows of a table on the page
 
 
 class Number(NamedTuple):
-    """A value with a note in smaller type, such as its interval."""
+    """A value, with a note in smaller type, such as the interval of the value."""
 
     value: str
     note: str = ""
@@ -29,7 +29,7 @@ Row = tuple[Cell, ...]
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph; warnings are highlighted."""
+    """A paragraph. A warning is highlighted."""
 
     kind: ClassVar[str] = "text"
     text: str
@@ -38,7 +38,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Table:
-    """A table; the first cell of each row is its header."""
+    """A table. The first cell of each row is the header of the row."""
 
     kind: ClassVar[str] = "table"
     title: str
@@ -48,12 +48,12 @@ class Table:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart with its description and its numbers as a table."""
+    """A chart, with a description and with its numbers as a table."""
 
     kind: ClassVar[str] = "chart"
     title: str
     description: str
-    svg: str  # a complete element without external references
+    svg: str  # a complete <svg> element without external references
     table: Table
 
 
@@ -64,13 +64,13 @@ class Verdict:
     kind: ClassVar[str] = "verdict"
     question: str
     answer: str  # yes | no | inconclusive | pass | fail
-    findings: tuple[tuple[bool | None, str], ...]  # whether a bound holds, and a sentence about it
+    findings: tuple[tuple[bool | None, str], ...]  # whether a bound holds (None: inconclusive), and a sentence
     caution: str = ""
 
 
 @dataclass(frozen=True)
 class Generated:
-    """Texts that a model generated. No other block holds text of rows. Only HTML shows it, and only on request."""
+    """Texts that a model generated: the only block with text of rows. Only HTML shows it, and only on request."""
 
     kind: ClassVar[str] = "generated"
     rows: tuple[tuple[str, str], ...]  # id, text
@@ -88,16 +88,16 @@ class Section:
     parts: tuple[Section, ...] = ()
 
     def filled(self) -> Section | None:
-        """Return the section without empty parts; None if nothing is left."""
+        """Return the section without its empty parts; None if the section itself is then empty."""
         parts = tuple(part for part in map(Section.filled, self.parts) if part is not None)
         return Section(self.title, self.blocks, parts) if self.blocks or parts else None
 
     def groups(self) -> list[list[Block]]:
-        """Group adjacent blocks of one kind, which the page lays out in a grid."""
+        """Group adjacent blocks of the same kind. The page lays out each group in a grid."""
         return [list(group) for _, group in groupby(self.blocks, key=lambda block: block.kind)]
 
     def walk(self) -> Iterator[Block]:
-        """Iterate over all blocks, including those of subsections, in order."""
+        """Iterate over all blocks in order, including the blocks of subsections."""
         yield from self.blocks
         for part in self.parts:
             yield from part.walk()
@@ -118,19 +118,19 @@ class Document:
 
 
 def document(title: str, subtitle: str, sections: list[Section]) -> Document:
-    """Build a document from the sections that are not empty."""
+    """Build a document from those sections that are not empty."""
     return Document(title, subtitle, tuple(section for section in map(Section.filled, sections) if section is not None))
 
 
 def interval(ci: list[float] | None) -> str:
-    """Format an interval: ``0.029–0.044``, or ``-0.1 to 0.2`` with a negative end; empty for None."""
+    """Format an interval as ``0.029–0.044``, or as ``-0.1 to 0.2`` if its lower end is negative; empty for None."""
     if not ci:
         return ""
     return f"{shown(ci[0])}{' to ' if ci[0] < 0 else '–'}{shown(ci[1])}"
 
 
 def first_rows(rows: list[Row]) -> tuple[Row, ...]:
-    """Return at most `MAX_ROWS` rows, and a last row with the number of the rows that are left out."""
+    """Return at most `MAX_ROWS` rows. If rows are left out, a last row states their number."""
     if len(rows) <= MAX_ROWS:
         return tuple(rows)
     rest = (f"and {len(rows) - MAX_ROWS} more, see rows.json", *[""] * (len(rows[0]) - 1))
@@ -138,6 +138,6 @@ def first_rows(rows: list[Row]) -> tuple[Row, ...]:
 
 
 def anchor(*words: str) -> str:
-    """Return an id for HTML and CSS that is unique for these words."""
+    """Return an HTML and CSS id that is made from ``words`` and differs for different words."""
     readable = "-".join(re.sub(r"[^a-z0-9]+", "-", word.lower()).strip("-") for word in words)[:40].strip("-")
     return f"{readable or 'x'}-{hashlib.sha256(repr(words).encode()).hexdigest()[:8]}"

@@ -1,4 +1,4 @@
-"""Render a document as one self-contained HTML file, without scripts, external fonts or images."""
+"""Render a document as one self-contained HTML file without scripts, external fonts or images."""
 
 import functools
 import re
@@ -12,7 +12,7 @@ LONG = re.compile(r"(\S{24,})")
 
 
 def to_html(document: Document) -> str:
-    """Render the page; all content except the charts is escaped."""
+    """Return a document as an HTML page. All content except the charts is escaped."""
     return str(_template().render(document=document)) + "\n"
 
 
@@ -30,7 +30,7 @@ def _template() -> Any:
     )
 
     def words(text: str) -> Any:
-        """Escape text; allow line breaks after underscores, and anywhere in words as long as a digest."""
+        """Escape text. Allow line breaks after underscores, and anywhere in a word of 24 or more characters."""
         return Markup("_<wbr>").join(map(breakable, plain(text).split("_")))
 
     def breakable(text: str) -> Any:

@@ -12,7 +12,7 @@ ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "@": "&#64;", "#": "&#35;", 
 
 
 def to_markdown(document: Document) -> str:
-    """Render the page; Markdown and HTML syntax in values is escaped."""
+    """Return a document as Markdown. Markdown and HTML syntax in its values is escaped."""
     parts = [f"# {escape(document.title)}", escape(document.subtitle)]
     for section in document.sections:
         parts += _section(section, 2)
@@ -20,7 +20,7 @@ def to_markdown(document: Document) -> str:
 
 
 def table(content: Table) -> str:
-    """Render a pipe table; columns of numbers are right-aligned."""
+    """Return a table as a Markdown pipe table. Columns of numbers are right-aligned."""
     width = len(content.columns)
     rows = [
         [escape(column) for column in content.columns],
@@ -31,7 +31,7 @@ def table(content: Table) -> str:
 
 
 def escape(text: str) -> str:
-    """Escape text so that it produces no HTML, link, image, mention, emphasis, math or table cell."""
+    """Escape text so that it cannot create HTML, a link, image, mention, emphasis, formula or table cell."""
     text = "".join(ENTITIES.get(character, character) for character in re.sub(r"([\\`*\[\]~$])", r"\\\1", plain(text)))
     text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # inside a word, Markdown leaves an underscore unchanged
     return re.sub(r"(?i)(www)\.", r"\1\\.", text.replace("://", "\\://"))

@@ -1,4 +1,4 @@
-"""The section on attacks: what they recover from the unlearned model, compared with the oracle."""
+"""The section on attacks: how much each attack recovers from the unlearned model, compared with the oracle."""
 
 from typing import Any
 

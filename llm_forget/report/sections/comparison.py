@@ -1,4 +1,4 @@
-"""Compare runs side by side, and mark the Pareto-optimal runs by distance to the oracle and utility."""
+"""Compare runs side by side, and mark the runs that are Pareto-optimal in distance to the oracle and utility."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ __all__ = ["compare", "comparison_markdown", "comparison_section", "print_compar
 
 
 def compare(runs: Sequence[str | Path], *, suite: str | None = None) -> Section:
-    """Compare runs on ``suite``, or on all suites that they have in common.
+    """Build a comparison of runs on ``suite``; default: on all suites that the runs have in common.
 
-    Raises RunError if a folder is not an evaluated run, or if the runs were not all evaluated with the suite.
+    Raises RunError if a folder is not an evaluated run, or if not all runs were evaluated with the suite.
     """
     evidence = read_runs(runs)
     common = verdict.common_suites(evidence)
@@ -38,14 +38,14 @@ def compare(runs: Sequence[str | Path], *, suite: str | None = None) -> Section:
 
 
 def comparison_section(runs: Sequence[Evidence], suites: Sequence[str] | None = None) -> Section:
-    """Build a part for each common suite: verdicts, distance, utility and cost of every run, and all metrics."""
+    """Build a part for each suite with two tables: verdict, distance, utility and cost of each run; and all metrics."""
     chosen = verdict.common_suites(runs) if suites is None else suites
     parts = tuple(Section(f"Suite {name}", _tables(name, runs)) for name in chosen)
     return Section("Side by side", (Text(verdict.ABOUT_DISTANCE),) if parts else (), parts)
 
 
 def print_comparison(section: Section, console: Console) -> None:
-    """Print the tables to a terminal."""
+    """Print the texts and tables of a comparison to a terminal."""
     from rich import box
     from rich.markup import escape
     from rich.table import Table as RichTable
@@ -64,7 +64,7 @@ def print_comparison(section: Section, console: Console) -> None:
 
 
 def comparison_markdown(section: Section) -> str:
-    """Render the tables as a Markdown page."""
+    """Return the texts and tables of a comparison as a Markdown page."""
     return to_markdown(Document(section.title, verdict.ABOUT_DISTANCE, section.parts))
 
 
@@ -100,7 +100,7 @@ def _cost(run: Evidence) -> tuple[Number, Number]:
 
 
 def _numbers(suite: str, runs: Sequence[Evidence]) -> Table:
-    """Build a table with a row for each metric and a column for each run; target and oracle are the first run's."""
+    """Build a table with a row for each metric and a column for each run, with target and oracle of the first run."""
     before, oracle = ([role] if runs[0].has(role) else [] for role in ("before", "oracle"))
     rows: list[Row] = []
     for name, line in runs[0].suites[suite]["metrics"].items():
@@ -116,7 +116,7 @@ def _numbers(suite: str, runs: Sequence[Evidence]) -> Table:
 
 
 def _cautions(suite: str, runs: Sequence[Evidence]) -> list[Text]:
-    """Return warnings about differences that make the runs less comparable."""
+    """Return warnings about differences between the runs that make their results less comparable."""
     cautions = []
     for role, name in (("before", "models before"), ("oracle", "oracles")):
         digests = {(run.results["models"].get(role) or {}).get("digest") for run in runs}

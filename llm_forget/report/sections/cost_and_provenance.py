@@ -1,4 +1,4 @@
-"""The sections on cost and provenance of a run."""
+"""The sections on the cost and on the provenance of a run."""
 
 from pathlib import PurePosixPath, PureWindowsPath
 from statistics import median
@@ -11,7 +11,7 @@ from llm_forget.training.distillation.cost import token_share
 
 
 def cost_section(evidence: Evidence) -> Section:
-    """Build a table of time, tokens and memory; if the time of retraining is known, compare with it."""
+    """Build a table of time, tokens and memory. It includes the time of retraining the oracle, if that is known."""
     cost = evidence.provenance.get("cost")
     if cost is None:
         return Section("Cost")
@@ -41,7 +41,7 @@ def cost_section(evidence: Evidence) -> Section:
 
 
 def _token_rows(cost: dict[str, Any]) -> list[Row]:
-    """Tokens of the run, its teacher and its auxiliary models, and their share of those of retraining."""
+    """Return table rows: tokens of the run, its teacher, its auxiliary models and of retraining, and their ratio."""
     if "tokens" not in cost:
         return []
     rows: list[Row] = [("tokens", Number(f"{cost['tokens']:,}", "of all training steps"))]
@@ -59,7 +59,7 @@ def _token_rows(cost: dict[str, Any]) -> list[Row]:
 
 
 def retraining_ratio(evidence: Evidence) -> float | None:
-    """Return this run's training time divided by the oracle's; None if either was interrupted or is unknown."""
+    """Return this run's training time divided by the oracle's; None if one is unknown or was counted from a resume."""
     costs = [provenance.get("cost") for provenance in (evidence.provenance, evidence.oracle or {})]
     if any(cost is None or cost.get("resumed") for cost in costs) or not costs[1]["seconds"]:  # type: ignore[index]
         return None
@@ -67,7 +67,7 @@ def retraining_ratio(evidence: Evidence) -> float | None:
 
 
 def provenance_section(evidence: Evidence) -> Section:
-    """Build the tables of models, data, versions and dates needed to reproduce the run."""
+    """Build the tables of models, data, versions and dates that are needed to reproduce the run."""
     facts = evidence.provenance
     environment = facts.get("environment", {})
     rows: list[Row] = []
@@ -108,18 +108,18 @@ def provenance_section(evidence: Evidence) -> Section:
 
 
 def _terms(split: str, terms: list[dict[str, Any]]) -> str:
-    """Describe the terms on a split, such as ``forget: npo (weight 1.0, beta 0.1)``."""
+    """Return text about the terms of the objective on a split, such as ``forget: npo (weight 1.0, beta 0.1)``."""
     descriptions = [f"{t['name']} ({', '.join(f'{k} {v}' for k, v in t.items() if k != 'name')})" for t in terms]
     return f"{split}: {' + '.join(descriptions)}"
 
 
 def _with_algorithm(digest: str) -> str:
-    """Add the prefix ``sha256:`` to a digest without a prefix; ``commit:...`` of a Hub model stays unchanged."""
+    """Add the prefix ``sha256:`` to a digest without a prefix. Keep ``commit:...``, the digest of a Hub model."""
     return digest if ":" in digest else f"sha256:{digest}"
 
 
 def public_name(name: str) -> str:
-    """Return a model's name; keep only the last part of an absolute path, because the rest may reveal the user."""
+    """Return a model's name; of an absolute path, only the last part, because the rest may contain a user name."""
     if PurePosixPath(name).is_absolute() or name.startswith("~"):
         return PurePosixPath(name).name
     return PureWindowsPath(name).name if PureWindowsPath(name).drive else name

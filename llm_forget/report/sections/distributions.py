@@ -24,7 +24,7 @@ Sides = dict[str, tuple[list[str], Rows, Rows]]  # role -> ids of members, score
 
 
 def truth_ratio_section(evidence: Evidence) -> Section:
-    """Plot the truth ratios of each model, which the Kolmogorov-Smirnov test of forget quality compares."""
+    """Plot the distribution of each model's truth ratios. The metric ``forget_quality`` compares the distributions."""
     blocks, drawn_rows = [], set[bytes]()
     for suite, content in evidence.suites.items():
         line = _tested_ratio(evidence, suite, content["metrics"])
@@ -39,7 +39,10 @@ def truth_ratio_section(evidence: Evidence) -> Section:
 
 
 def _tested_ratio(evidence: Evidence, suite: str, metrics: dict[str, Any]) -> str | None:
-    """Return the truth-ratio metric of forget rows; of several, the one that best reproduces the forget quality."""
+    """Return the name of the truth-ratio metric of the forget rows, or None if the suite has no such metric.
+
+    If there are several, return the one whose KS test gives the p-value nearest to the suite's forget quality.
+    """
     names = [
         name
         for name, line in metrics.items()
@@ -82,7 +85,9 @@ def _ecdf_chart(evidence: Evidence, suite: str, line: str, values: dict[str, Row
 
 
 def membership_section(evidence: Evidence) -> Section:
-    """Plot ROC curves of all membership attacks; list the rows that the strongest attack without the target exposes."""
+    """Plot the ROC curves of all membership attacks; list the rows that are most exposed by the strongest attack that
+    does not need the target.
+    """
     attacks = list(_attacks(evidence))
     blocks: list[Block] = [chart for names, sides in attacks for chart in _roc_charts(evidence, names, sides)]
     alone = [(names, sides) for names, sides in attacks if not _uses_target(evidence, names)]
@@ -92,7 +97,7 @@ def membership_section(evidence: Evidence) -> Section:
 
 
 def _attacks(evidence: Evidence) -> Iterator[tuple[str, Sides]]:
-    """Yield each membership attack: the names of its metrics, and the scores that they were computed from."""
+    """Yield (metric names, scores by role) of each membership attack. Metrics with equal scores are one attack."""
     attacks: dict[tuple[bytes, bytes], tuple[list[str], Sides]] = {}
     for suite, lines in evidence.rows.items():
         for line in lines:
@@ -112,13 +117,13 @@ def _attacks(evidence: Evidence) -> Iterator[tuple[str, Sides]]:
 
 
 def _uses_target(evidence: Evidence, names: str) -> bool:
-    """Return whether the attack uses the target model; such an attack succeeds even on the oracle."""
+    """Return whether the attack uses the target model. Such an attack succeeds even on the oracle."""
     lines = (suite["metrics"].get(name, {}) for suite in evidence.suites.values() for name in names.split(", "))
     return any(metric_of(line).needs_target for line in lines)
 
 
 def _strength(sides: Sides) -> float:
-    """Return the distance of the attack's AUC from chance (0.5)."""
+    """Return the distance of the attack's AUC on the unlearned model from 0.5, the AUC of guessing."""
     return abs(auc_with_interval(*sides["unlearned"][1:]).value - 0.5)
 
 
@@ -160,7 +165,7 @@ def _roc_charts(evidence: Evidence, names: str, sides: Sides) -> list[Chart]:
 
 
 def _area(evidence: Evidence, names: str, role: str, sides: Sides) -> tuple[float, list[float] | None]:
-    """Return the AUC and its interval; take them from results.json if a metric there has the same AUC."""
+    """Return the AUC of one role and its interval; take both from results.json if a metric there has the same AUC."""
     estimate = auc_with_interval(*sides[role][1:])
     for suite in evidence.suites.values():
         for name in names.split(", "):
@@ -206,7 +211,7 @@ def _exposed_rows(names: str, sides: Sides) -> Table:
 
 
 def extraction_section(evidence: Evidence) -> Section:
-    """Plot the extraction strength of each row, highest first, with the oracle's value of the same row."""
+    """Plot the extraction strength of each row, highest first, with the oracle's value for the same row."""
     blocks: list[Block] = []
     drawn_rows = set[bytes]()
     for suite, content in evidence.suites.items():

@@ -9,8 +9,8 @@ from llm_forget.report.render.document import Chart, Number, Row, Section, Table
 from llm_forget.report.run_evidence import Evidence
 
 PREFIX = "logps/"
-LEVELS = "levels/"  # of the forget rows, measured during training by the two-sided stop
-ROLE_OF_SPLIT = {"forget": "unlearned", "retain": "oracle", "train": "unlearned"}  # sets the style of each split
+LEVELS = "levels/"  # prefix of log keys: scores of the forget rows that the two-sided stop measures
+ROLE_OF_SPLIT = {"forget": "unlearned", "retain": "oracle", "train": "unlearned"}  # the colour and dashes of a split
 
 
 def training_section(evidence: Evidence) -> Section:
@@ -38,7 +38,9 @@ def _calibration(evidence: Evidence) -> dict[str, Any]:
 
 
 def _level(evidence: Evidence, name: str, holdout: dict[str, float]) -> Chart | None:
-    """Plot one level of the forget rows during training, with the interval of rows that were never trained on."""
+    """Plot one level (a score such as extraction strength) of the forget rows during training, and the 95 % interval of
+    the same level for rows that were never trained on. Return None if the level was not logged.
+    """
     points = [
         (line["step"], line[f"{LEVELS}{name}"]) for line in evidence.log if line.get(f"{LEVELS}{name}") is not None
     ]

@@ -1,15 +1,14 @@
-"""The sections on verdicts, on the metrics of all models, and on forgetting against utility."""
+"""The sections on the verdicts, on the metrics of all models, and on forgetting against utility."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from llm_forget.core import resources
 from llm_forget.core.run_directory import ROLES
 from llm_forget.core.text import shown
 from llm_forget.evals.advice import advice, nothing_to_forget
 from llm_forget.evals.metrics import ONE_CHOICE, is_one_choice, metric_of
 from llm_forget.evals.oracles import oracle_range
-from llm_forget.evals.suite import load_suite
+from llm_forget.evals.results_file import differs_from_shipped
 from llm_forget.report.render import charts
 from llm_forget.report.render.document import Cell, Chart, Number, Row, Section, Table, Text, Verdict, anchor, interval
 from llm_forget.report.run_evidence import Evidence
@@ -55,17 +54,10 @@ def verdict_section(evidence: Evidence) -> Section:
 
 
 def _rule_sentence(rule: dict[str, Any]) -> str:
-    """Return a rule's sentence, preceded by its suite and attack: ``demo: forget_probability 0.150 (...)``."""
+    """Return the sentence of a rule after its suite and attack, such as ``demo: forget_probability 0.150 (...)``."""
     where = f"{rule['suite']}: " if rule.get("suite") else ""
     where += f"attack {rule['attack']}, excess of " if rule.get("attack") else ""
     return f"{where}{rule['sentence']}{' (warning only)' if rule.get('severity') == 'warn' else ''}"
-
-
-def _is_shipped(name: str, suite: dict[str, Any]) -> bool:
-    """Return False if a suite has the name of a shipped suite but another definition, otherwise True."""
-    if name not in resources.names("eval") or "definition" not in suite:
-        return True
-    return suite["definition"] == load_suite(resources.locate("eval", name)).digest
 
 
 def _answers(name: str, suite: dict[str, Any]) -> tuple[Verdict | Text, ...]:
@@ -78,7 +70,7 @@ def _answers(name: str, suite: dict[str, Any]) -> tuple[Verdict | Text, ...]:
         blocks.append(Verdict(question, verdict["answer"], findings, caution))
     if not blocks:
         blocks.append(Text("This suite asks no question; its numbers are below."))
-    if not _is_shipped(name, suite):
+    if differs_from_shipped(name, suite.get("definition")):
         sentence = f"This is not the suite {name} of this version: it is a custom file or from another version."
         blocks.append(Text(sentence, warning=True))
     if suite.get("limit"):
@@ -122,7 +114,7 @@ def _line_note(line: dict[str, Any]) -> str:
 
 
 def plane_section(runs: Sequence[Evidence]) -> Section:
-    """Plot forgetting against utility of all runs, for every suite that they have in common."""
+    """Plot the runs by distance to the oracle and utility, in one chart for each suite that all runs have in common."""
     planes = [chart for name in common_suites(runs) if (chart := _plane(name, runs)) is not None]
     return Section("Forgetting and utility", (Text(ABOUT_DISTANCE), *planes) if planes else ())
 
@@ -133,14 +125,14 @@ def common_suites(runs: Sequence[Evidence]) -> list[str]:
 
 
 def position(evidence: Evidence, suite: str) -> tuple[float | None, float | None]:
-    """Return the unlearned model's distance to the oracle and its utility; each is None if unknown."""
+    """Return the pair (distance of the unlearned model to the oracle, its utility); an unknown number is None."""
     metrics = evidence.suites[suite]["metrics"]
     name = utility_line(metrics)
     return forget_distance(metrics), metrics[name]["value"] if name else None
 
 
 def front_marks(positions: Sequence[tuple[float | None, float | None]]) -> list[str]:
-    """Return ``yes`` for each Pareto-optimal position, and an empty text for the others."""
+    """Return ``yes`` for each Pareto-optimal position (see `pareto`), and an empty text for the others."""
     return ["yes" if optimal else "" for optimal in pareto(positions)]
 
 
@@ -175,7 +167,7 @@ def _plane(suite: str, runs: Sequence[Evidence]) -> Chart | None:
 
 
 def _references(suite: str, utility: str, runs: Sequence[Evidence]) -> list[charts.Point]:
-    """Return a point for each distinct target and oracle of the runs."""
+    """Return the points of the runs' targets and oracles; a model that several runs share gives one point."""
     points: dict[tuple[str, str], charts.Point] = {}
     for role, x in (("before", 1.0), ("oracle", 0.0)):
         digests = {run.results["models"][role]["digest"] for run in runs if run.has(role)}

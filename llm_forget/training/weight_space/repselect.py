@@ -1,4 +1,4 @@
-"""RepSelect: one step of the MLP weights along the forget gradient, with its strongest directions shrunk.
+"""RepSelect: one step of the MLP weights along the forget gradient, whose strongest directions are shrunk first.
 
 Other text shares the strongest directions of the gradient, and later fine-tuning would undo a step along them. The
 gradient is computed while an adversary is on: an adapter that was trained on the forget rows.

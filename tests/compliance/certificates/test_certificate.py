@@ -426,15 +426,19 @@ def test_a_signed_but_false_claim_is_refused(evidence: Path, issued: tuple[Path,
         certificate.verify(file, key)
 
 
+WRONG = (None, -1, "x", [], {})
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
 def test_a_signed_part_of_another_type_or_that_is_missing_raises_nothing_but_evidence_broken(
-    evidence: Path, issued: tuple[Path, Path]
+    evidence: Path, issued: tuple[Path, Path], every: bool
 ) -> None:
     file, key = issued
     body = strict_loads(file.read_bytes())["body"]
     paths, refused = [*places(body)], 0
-    for path in paths:
-        for wrong in (..., None, -1, "x", [], {}):
+    for number, path in enumerate(paths):
+        for wrong in (..., *(WRONG if every else [WRONG[number % len(WRONG)]])):
             resigned(evidence, file, lambda old, path=path, wrong=wrong: replace_all(old, changed(body, path, wrong)))
             with contextlib.suppress(EvidenceBroken):  # any other exception is a fault of the reader
                 certificate.verify(file, key)

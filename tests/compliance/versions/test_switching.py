@@ -65,7 +65,7 @@ def test_after_a_failed_write_of_the_ledger_the_old_version_stays_in_use(evidenc
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kills", [15, pytest.param(50, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("kills", [8, pytest.param(50, marks=pytest.mark.exhaustive)])
 def test_a_killed_switch_leaves_the_old_or_the_new_version(evidence, two, kills):
     worker = SUPPORT / "switch_worker.py"
     command = [sys.executable, worker, evidence, *two, str(kills)]

@@ -34,14 +34,16 @@ WEIGHTS, CONFIG, MANIFEST = "adapter_model.safetensors", "adapter_config.json", 
 
 
 @pytest.fixture
-def saved(tiny_folder, lora_args, tmp_path):
+def saved(tiny_folder, lora_args, tmp_path, saved_once):
     """An adapter with an effect, saved as a run saves it, and the arguments that load its base."""
     args = lora_args(tiny_folder)
-    model = disturb(attach_adapter(load_base(args), args))
-    folder = save_adapter(
-        model, tmp_path / "adapter", base_digest=source_digest(str(tiny_folder)), effect=effect_of(model)
-    )
-    return folder, args
+
+    def save(folder):
+        model = disturb(attach_adapter(load_base(args), args))
+        save_adapter(model, folder, base_digest=source_digest(str(tiny_folder)), effect=effect_of(model))
+
+    saved_once(("disturbed", source_digest(str(tiny_folder))), save, tmp_path / "adapter")
+    return tmp_path / "adapter", args
 
 
 def load(saved, **how):

@@ -93,7 +93,7 @@ def test_whichever_write_of_a_save_fails_the_old_or_the_new_adapter_is_there(
 ) -> None:
     folder, models = two
     states = []
-    for at in [*faults.of(calls, size=6), calls]:
+    for at in [*faults.of(calls, size=4), calls]:
         made, well = disturbed_at(at, full_disk, lambda: save_adapter(models["new"], folder), after=after)
         states.append(state(folder, tiny_model, models))
         assert states[-1] == "new" or not well, "what is acknowledged is there"
@@ -114,7 +114,7 @@ def test_a_save_that_is_killed_anywhere_leaves_the_old_or_the_new_adapter(
 ) -> None:
     folder, models = two
     states = []
-    for at in [*faults.of(calls, size=6), calls]:
+    for at in [*faults.of(calls, size=4), calls]:
         child = os.fork()
         if child == 0:
             disturbed_at(at, dies, lambda: save_adapter(models["new"], folder), after=after)

@@ -37,7 +37,7 @@ def forwards(monkeypatch):
     return counts
 
 
-def test_results_contain_before_unlearned_and_oracle(make_run):
+def test_results_contain_before_unlearned_and_oracle_also_after_a_record_file_was_damaged(make_run):
     run = make_run("run")
     results = evaluate(run.path, quiet=True)
     assert json.loads(run.results_file.read_text()) == results
@@ -52,11 +52,25 @@ def test_results_contain_before_unlearned_and_oracle(make_run):
     assert names == {"before": "target", "unlearned": "run", "oracle": "oracle"}
     for role in ("before", "unlearned", "oracle"):
         assert {p.name.rpartition("-")[0] for p in (run.records / role).iterdir()} == set(SUITE["probes"])
+    (path,) = (run.records / "unlearned").glob("forget-*.jsonl")
+    path.write_bytes(path.read_bytes()[:-40])
+    assert only(evaluate(run.path, quiet=True))["metrics"] == only(results)["metrics"]
+    assert len(path.read_text().splitlines()) == 6
 
 
-def test_before_equals_the_target_evaluated_alone(make_run, own_cache, tmp_path, monkeypatch):
+def test_before_equals_the_target_evaluated_alone_and_no_output_has_text_of_the_rows(
+    make_run, own_cache, tmp_path, monkeypatch, capsys
+):
     run = make_run("run")
-    with_adapter_off = only(evaluate(run.path, quiet=True))["metrics"]
+    with_adapter_off = only(evaluate(run.path))["metrics"]
+    output = capsys.readouterr()
+    assert CANARY not in output.out + output.err + run.results_file.read_text()
+    assert str(tmp_path) not in run.results_file.read_text()
+    cached = list(own_cache.rglob("*.jsonl"))
+    assert cached
+    for path in cached:
+        assert CANARY not in path.name
+        assert CANARY not in path.read_text()
     monkeypatch.setenv("LLM_FORGET_CACHE", str(tmp_path / "another cache"))
     alone = only(evaluate(tmp_path / "target", tmp_path / "suite.yaml", quiet=True, **data(tmp_path)))["metrics"]
     for name in ("forget_probability", "ratio", "retain_probability", "forget_rouge"):
@@ -67,7 +81,7 @@ def data(folder):
     return {name: str(folder / f"{name}.jsonl") for name in ("forget", "retain")} | {"max_length": 128}
 
 
-def test_each_model_and_probe_is_measured_once(make_run, forwards, own_cache, tmp_path):
+def test_each_model_and_probe_is_measured_once_and_other_rows_again(make_run, forwards, own_cache, tmp_path):
     first = make_run("first")
     evaluate(first.path, quiet=True)
     assert forwards == {"probe_logprobs": 12, "probe_generate": 3, "load_base": 2}
@@ -85,6 +99,10 @@ def test_each_model_and_probe_is_measured_once(make_run, forwards, own_cache, tm
     (tmp_path / "more.yaml").write_text(yaml.safe_dump(suite, sort_keys=False))
     evaluate(first.path, tmp_path / "more.yaml", quiet=True)
     assert forwards["load_base"] == 4
+    (tmp_path / "forget.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows("forget", 4)))
+    metrics = evaluate(first.path, quiet=True)["suites"]["suite"]["metrics"]
+    assert metrics["forget_probability"]["n"] == 4
+    assert forwards["probe_logprobs"] == 16 + 9  # not of the retain rows
 
 
 def test_a_limit_is_the_number_of_rows_of_every_probe(make_run, tmp_path):
@@ -93,15 +111,6 @@ def test_a_limit_is_the_number_of_rows_of_every_probe(make_run, tmp_path):
     assert {line["n"] for line in only(results)["metrics"].values()} == {3}
     with pytest.raises(ValueError, match="at least 1"):
         evaluate(tmp_path / "run", quiet=True, limit=0)
-
-
-def test_other_rows_are_measured_again(make_run, forwards, own_cache, tmp_path):
-    run = make_run("run")
-    before = evaluate(run.path, quiet=True)
-    (tmp_path / "forget.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows("forget", 4)))
-    after = evaluate(run.path, quiet=True)
-    assert [only(r)["metrics"]["forget_probability"]["n"] for r in (before, after)] == [5, 4]
-    assert forwards["probe_logprobs"] == 12 + 9
 
 
 def test_the_models_are_never_in_memory_together(make_run, monkeypatch):
@@ -130,28 +139,6 @@ def test_without_an_oracle_the_verdict_is_inconclusive(make_run, capsys):
     assert only(results)["metrics"]["forget_quality"]["n"] == 0
     assert only(results)["verdict"]["forgot"]["answer"] == "inconclusive"
     assert "no oracle given: results cannot be compared" in capsys.readouterr().out
-
-
-def test_a_damaged_record_file_is_measured_again(make_run):
-    run = make_run("run")
-    before = evaluate(run.path, quiet=True)
-    (path,) = (run.records / "unlearned").glob("forget-*.jsonl")
-    path.write_bytes(path.read_bytes()[:-40])
-    assert only(evaluate(run.path, quiet=True))["metrics"] == only(before)["metrics"]
-    assert len(path.read_text().splitlines()) == 6
-
-
-def test_results_and_output_do_not_contain_text_of_the_rows(make_run, own_cache, tmp_path, capsys):
-    run = make_run("run")
-    evaluate(run.path)
-    output = capsys.readouterr()
-    assert CANARY not in output.out + output.err + run.results_file.read_text()
-    assert str(tmp_path) not in run.results_file.read_text()
-    cached = list(own_cache.rglob("*.jsonl"))
-    assert cached
-    for path in cached:
-        assert CANARY not in path.name
-        assert CANARY not in path.read_text()
 
 
 def test_text_is_shown_only_on_request_and_only_in_the_terminal(make_run, capsys):

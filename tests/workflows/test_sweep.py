@@ -81,27 +81,21 @@ def test_a_run_of_a_sweep_equals_an_ordinary_run_with_its_keys(recipe: Path) -> 
     )
 
 
-def test_finished_runs_and_evaluations_are_not_repeated(recipe: Path, caplog: pytest.LogCaptureFixture) -> None:
-    sweep(recipe, GRID)
-    before = stamps("runs/npo-sweep")
-    found = sweep(recipe, {**GRID, "lr": [1e-2, 1e-3, 1e-4]})
-    assert [run["status"] for run in found["runs"]] == ["complete"] * 3
-    after = stamps("runs/npo-sweep")
-    assert {path: after[path] for path in before} == before
-    assert len(after) == len(before) + 2
-    assert plan_sweep(recipe, GRID).missing() == []
-
-
 def test_only_missing_runs_and_evaluations_are_executed(recipe: Path) -> None:
     first, second = (Path(run["path"]) for run in sweep(recipe, GRID)["runs"])
     before = stamps("runs/npo-sweep")
     (first / "results.json").unlink()
     shutil.rmtree(second)
-    sweep(recipe, GRID)
+    found = sweep(recipe, {**GRID, "lr": [1e-2, 1e-3, 1e-4]})
+    assert [run["status"] for run in found["runs"]] == ["complete"] * 3
     after = stamps("runs/npo-sweep")
-    assert after.keys() == before.keys()
+    assert len(after) == len(before) + 2
+    assert before.keys() < after.keys()
     kept = {path for path in before if after[path] == before[path]}
     assert kept == {str(first / "adapter" / "adapter_model.safetensors")}
+    assert plan_sweep(recipe, GRID).missing() == []
+    sweep(recipe, GRID)
+    assert stamps("runs/npo-sweep") == after  # nothing is repeated
 
 
 def test_results_of_another_suite_or_of_a_sample_do_not_count(recipe: Path) -> None:
@@ -125,12 +119,17 @@ def test_results_of_another_suite_or_of_a_sample_do_not_count(recipe: Path) -> N
         assert len(plan_sweep(recipe, grid).missing()) == 1
 
 
-def test_a_finished_run_of_several_processes_is_not_trained_again(recipe: Path) -> None:
+def test_a_finished_run_of_several_processes_is_not_trained_again_and_one_of_other_keys_is_refused(
+    recipe: Path,
+) -> None:
     run = Run(Path(sweep(recipe, {"lr": [1e-3]})["runs"][0]["path"]))
     state = run.state
     run.state_file.write_text(json.dumps({**state, "identity": {**state["identity"], "processes": 4}}))
     before = stamps("runs/npo-sweep")
     assert sweep(recipe, {"lr": [1e-3]})["runs"][0]["status"] == "complete"
+    with pytest.raises(ValueError, match="another seed"):
+        sweep(recipe, {"lr": [1e-2, 1e-3]}, overrides=["--seed", "9"])
+    assert not Path("runs/npo-sweep/learning_rate-0.01").exists()  # refused before the first trained
     assert stamps("runs/npo-sweep") == before
 
 
@@ -170,13 +169,6 @@ def test_everything_is_checked_before_the_first_run_trains(
         sweep(recipe, grid, overrides=overrides)
     assert is_safe(refusal.value)  # otherwise the command line hides the reason
     assert not Path("runs").exists()
-
-
-def test_a_folder_with_another_run_is_refused_before_the_first_trains(recipe: Path) -> None:
-    sweep(recipe, {"lr": [1e-3]})
-    with pytest.raises(ValueError, match="another seed"):
-        sweep(recipe, {"lr": [1e-2, 1e-3]}, overrides=["--seed", "9"])
-    assert not Path("runs/npo-sweep/learning_rate-0.01").exists()
 
 
 def test_names_of_runs_differ_for_all_values(recipe: Path) -> None:

@@ -127,18 +127,13 @@ def test_the_oracle_as_teacher_is_reached_on_the_forget_rows(job: dict[str, Any]
     assert losses[-1] < 0.01
 
 
-def test_the_strength_of_divergence_is_found_on_holdout_rows(job: dict[str, Any]) -> None:
-    teacher = {"name": "divergence", "base": "small", "auxiliary": {"num_train_epochs": 1}}
-    run = unlearn(**job, teacher=teacher)
-    assert run.provenance["teacher"]["arguments"]["a"] != UNCALIBRATED
-    assert "a" not in run.config["teacher"]
-
-
 def test_a_second_run_reads_what_the_teacher_said_and_trains_the_same_bytes(job: dict[str, Any]) -> None:
     first = unlearn(**job, teacher="stranger")
     files = list((cache_folder() / "teacher").iterdir())
     assert len(files) == 1
     assert files[0].stat().st_mode & 0o077 == 0
+    assert set(load_file(files[0])) == {"offsets", "tokens", "logprobs", "temperature"}
+    assert not any(word in files[0].read_bytes() for word in (b"Ada", b"Rome", b"born"))  # no text
     written = files[0].stat().st_mtime_ns
     second = unlearn(**{**job, "output_dir": job["output_dir"] + "2"}, teacher="stranger")
     assert files[0].stat().st_mtime_ns == written
@@ -146,14 +141,6 @@ def test_a_second_run_reads_what_the_teacher_said_and_trains_the_same_bytes(job:
     other = unlearn(**{**job, "output_dir": job["output_dir"] + "3"}, teacher="stranger", seed=1)
     assert len(list((cache_folder() / "teacher").iterdir())) == 2
     assert (first.adapter / WEIGHTS).read_bytes() != (other.adapter / WEIGHTS).read_bytes()
-
-
-def test_no_text_is_in_the_cache_of_a_teacher(job: dict[str, Any]) -> None:
-    unlearn(**job, teacher="stranger")
-    (file,) = (cache_folder() / "teacher").iterdir()
-    assert set(load_file(file)) == {"offsets", "tokens", "logprobs", "temperature"}
-    content = file.read_bytes()
-    assert not any(word in content for word in (b"Ada", b"Rome", b"born"))
 
 
 @pytest.mark.parametrize(
@@ -240,12 +227,16 @@ def test_a_resumed_run_has_the_same_teacher(job: dict[str, Any], tmp_path: Path,
         unlearn(**keys)
 
 
-def test_overwrite_trains_the_auxiliary_models_on_the_rows_of_today(job: dict[str, Any]) -> None:
-    teacher = {"name": "divergence", "a": 0.5, "base": "small", "auxiliary": {"num_train_epochs": 1}}
-    unlearn(**job, teacher=teacher)
+def test_the_strength_of_divergence_is_found_on_holdout_rows_and_overwrite_trains_its_models_again(
+    job: dict[str, Any],
+) -> None:
+    teacher = {"name": "divergence", "base": "small", "auxiliary": {"num_train_epochs": 1}}
+    run = unlearn(**job, teacher=teacher)
+    assert run.provenance["teacher"]["arguments"]["a"] != UNCALIBRATED
+    assert "a" not in run.config["teacher"]
     seen = Run(Path(f"{job['output_dir']}-aux_with"))
     before = seen.provenance["data"]
     rows = Path(job["forget"])
     rows.write_text(rows.read_text(encoding="utf-8").replace("Rome", "Oslo"), encoding="utf-8")
     unlearn(**job, teacher=teacher, overwrite=True)
-    assert seen.provenance["data"] != before
+    assert seen.provenance["data"] != before  # those of today

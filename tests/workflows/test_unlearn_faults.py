@@ -104,7 +104,7 @@ def test_a_run_whose_write_fails_is_incomplete_and_the_same_command_finishes_it(
         unlearn(**job)
     count = len(made)
     assert count > 20, "few writes"
-    for at in [*faults.of(count, size=6), count]:
+    for at in [*faults.of(count, size=4), count]:
         shutil.rmtree(Path(job["output_dir"]).parent)
         acknowledged = False
         with failing_disk(at, within="/runs/") as made:
@@ -133,7 +133,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(
     run, killed, finished = unlearn(**{**job, "overwrite": True}), 0, 0
     dice = random.Random(0)
     moments = [dice.uniform(0, 1.2 * whole) for _ in range(50)]
-    tried = faults.of(len(moments), size=6)
+    tried = faults.of(len(moments), size=5)
     for moment in [moments[number] for number in tried]:
         shutil.rmtree(run.path)
         child = os.fork()

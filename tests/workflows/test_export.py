@@ -12,6 +12,7 @@ from llm_forget.cli.main import app
 from llm_forget.core.digests import file_digest
 from llm_forget.core.errors import AdapterRefused
 from llm_forget.core.files import read_json
+from llm_forget.models.adapters.verification import verify_adapter
 from llm_forget.models.digest import source_digest
 from llm_forget.models.exporting.gguf import FORMS
 from llm_forget.models.load import load_base
@@ -46,6 +47,29 @@ def run(make_run):
     return make_run("mine")
 
 
+MADE = {}  # runs that were exported and measured, by form: tests of this file read them
+
+
+def texts(folder):
+    """Files with generated texts."""
+    return sorted(path for path in folder.rglob("*.jsonl") if b'"text": "' in path.read_bytes())
+
+
+@pytest.fixture
+def exported(request, tmp_path, session_cache):
+    """``exported(form)``: a run, the folder of its export, and the report; each form is made once."""
+
+    def make(form):
+        if form not in MADE:
+            run, before = request.getfixturevalue("run"), texts(session_cache)
+            report = export(run.path, form, tmp_path / form, quiet=True)
+            assert texts(session_cache) == before, "texts are stored in the run alone"
+            MADE[form] = (run, tmp_path / form, report)
+        return MADE[form]
+
+    return make
+
+
 def left_over(tmp_path):
     return sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("."))
 
@@ -55,10 +79,12 @@ def values(results):
 
 
 @pytest.mark.parametrize("form", ["nf4", "int8", "gguf-q8_0"])
-def test_an_exported_model_has_its_own_digest_and_results(form, run, tmp_path):
-    before = {path: path.stat().st_mtime_ns for path in run.adapter.iterdir()}
-    out = tmp_path / "form"
-    report = export(run.path, form, out, quiet=True)
+def test_an_exported_model_has_its_own_digest_and_results(form, exported):
+    run, out, report = exported(form)
+    tmp_path = out.parent
+    found = texts(tmp_path)  # of the three models of the run
+    assert found == sorted(run.records.rglob("forget_text-*.jsonl"))
+    assert sorted(path.parent.name for path in found) == ["before", "oracle", "unlearned"]
     written = json.loads((out / "export.json").read_text())
     name = str(out / written["file"]) if form in FORMS else str(out)
     assert written["digest"] == source_digest(name) == report["digest"]
@@ -72,48 +98,44 @@ def test_an_exported_model_has_its_own_digest_and_results(form, run, tmp_path):
     assert 0 < written["mean_kl"] < 0.1
     results = read_json(out / "results.json")
     assert results["models"]["unlearned"]["weights"] == written["digest"]
-    assert results["models"]["unlearned"]["name"] == "form"
+    assert results["models"]["unlearned"]["name"] == form
     assert results == report["results"]
     again = evaluate(name, run.config["suite"], target=run.config["model_name_or_path"], oracle=run.config["oracle"],
                      forget=run.config["forget"], retain=run.config["retain"], quiet=True)  # fmt: skip
     assert values(again) == values(results)
     assert values(report["model_results"]) == values(evaluate(run.path, quiet=True))
     assert values(report["model_results"]) != values(results)
-    assert {path: path.stat().st_mtime_ns for path in before} == before
+    verify_adapter(run.adapter)  # its files are as they were
     assert not left_over(tmp_path)
     assert not [path for path in out.rglob("*") if path.is_file() and CANARY.encode() in path.read_bytes()]
     assert not [path for path in out.glob("*.json") if str(tmp_path) in path.read_text()]
 
 
-def test_plain_transformers_loads_every_form(run, tmp_path):
-    merge(run.path, tmp_path / "merged")
+def test_plain_transformers_loads_every_form(exported, tmp_path):
     with torch.no_grad():
-        wanted = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()(IDS).logits
         for form, worst in (("nf4", 1.0), ("int8", 0.2), ("gguf-q8_0", 0.2)):
-            out = tmp_path / form
-            report = export(run.path, form, out, measure=False, quiet=True)
+            run, out, report = exported(form)
+            if not (tmp_path / "merged").exists():  # all forms are of runs with the same weights
+                merge(run.path, tmp_path / "merged")
+                wanted = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()(IDS).logits
             which = {"gguf_file": report["file"]} if report["file"] else {}
             model = AutoModelForCausalLM.from_pretrained(out, **which).eval()
             assert 0 < float((model(IDS).logits - wanted).abs().max()) < worst
             assert AutoTokenizer.from_pretrained(out)("größer 12").input_ids == trained()("größer 12").input_ids
-            assert not (out / "results.json").exists()
-    config = json.loads((tmp_path / "nf4" / "config.json").read_text())
+    out = exported("nf4")[1]
+    config = json.loads((out / "config.json").read_text())
     assert config["quantization_config"]["bnb_4bit_quant_type"] == "nf4"
-    assert (tmp_path / "nf4" / "model.safetensors").stat().st_size < (
-        tmp_path / "merged" / "model.safetensors"
-    ).stat().st_size
+    assert (out / "model.safetensors").stat().st_size < (tmp_path / "merged" / "model.safetensors").stat().st_size
 
 
-def test_a_merged_folder_is_exported_with_given_rows(run, tmp_path):
+def test_a_merged_folder_is_exported_with_given_rows(run, exported, tmp_path):
     merge(run.path, tmp_path / "merged")
     digest = source_digest(str(tmp_path / "merged"))
     keys = {key: run.config[key] for key in ("forget", "retain", "suite", "oracle")}
     report = export(tmp_path / "merged", "gguf-q8_0", tmp_path / "out", target=run.config["model_name_or_path"],
                     quiet=True, **keys)  # fmt: skip
     assert report["of"] == {"name": "merged", "digest": digest}
-    assert values(report["results"]) == pytest.approx(
-        values(export(run.path, "gguf-q8_0", tmp_path / "o", quiet=True)["results"]), rel=1e-3
-    )
+    assert values(report["results"]) == pytest.approx(values(exported("gguf-q8_0")[2]["results"]), rel=1e-3)
     assert source_digest(str(tmp_path / "merged")) == digest
     with pytest.raises(ValueError, match="needs the split 'forget'"):
         export(tmp_path / "merged", "nf4", tmp_path / "no", suite=run.config["suite"], quiet=True)
@@ -124,12 +146,12 @@ def test_a_merged_folder_is_exported_with_given_rows(run, tmp_path):
     assert not (tmp_path / "no").exists()
 
 
-def test_quantised_weights_are_dequantised_before_export(run, tmp_path):
-    export(run.path, "nf4", tmp_path / "nf4", measure=False, quiet=True)
-    report = export(tmp_path / "nf4", "gguf-f32", tmp_path / "gguf", measure=False, quiet=True)
+def test_quantised_weights_are_dequantised_before_export(exported, tmp_path):
+    report = export(exported("nf4")[1], "gguf-f32", tmp_path / "gguf", measure=False, quiet=True)
     assert report["max_abs_logit_difference"] < 1e-4
     again = export(tmp_path / "gguf" / report["file"], "int8", tmp_path / "int8", measure=False, quiet=True)
     assert 0 < again["mean_kl"] < 0.1
+    assert not (tmp_path / "int8" / "results.json").exists()  # nothing was measured
 
 
 def test_bfloat16_stays_bfloat16(run, tmp_path):
@@ -162,10 +184,9 @@ def test_invalid_arguments_are_refused_and_leave_nothing(run, tmp_path):
     assert not left_over(tmp_path)
 
 
-def test_the_error_for_a_folder_of_gguf_names_the_file_to_give(run, tmp_path):
-    export(run.path, "gguf-q8_0", tmp_path / "out", measure=False, quiet=True)
+def test_the_error_for_a_folder_of_gguf_names_the_file_to_give(exported):
     with pytest.raises(FileNotFoundError, match=r"holds GGUF and no config.json; name the file: .*model-q8_0.gguf"):
-        evaluate(tmp_path / "out", quiet=True)
+        evaluate(exported("gguf-q8_0")[1], quiet=True)
 
 
 def test_the_error_for_a_missing_gguf_package_says_how_to_install_it(run, tmp_path, monkeypatch):
@@ -231,34 +252,18 @@ def _limited(function, size):
     return call
 
 
-def test_a_form_that_fails_a_verdict_of_the_model_is_reported_with_exit_code_1(run, tmp_path, monkeypatch):
-    first = export(run.path, "gguf-q4_0", tmp_path / "first", quiet=True)
+def test_a_form_that_fails_a_verdict_of_the_model_is_reported_with_exit_code_1(run, exported, tmp_path):
+    first = exported("nf4")[2]
     assert new_failures(first) == []
     model, form = values(first["model_results"])["forget_probability"], values(first["results"])["forget_probability"]
     bound = {"line": "forget_probability", "at_most" if model < form else "at_least": (model + form) / 2}
     suite = tmp_path / "strict.yaml"
     suite.write_text(yaml.safe_dump({**SUITE, "verdict": {"forgot": [bound]}}, sort_keys=False))
-    command = [
-        "export",
-        str(run.path),
-        "--form",
-        "gguf-q4_0",
-        "--output_dir",
-        str(tmp_path / "out"),
-        "--suite",
-        str(suite),
-    ]
-    found = CliRunner().invoke(app, command)
+    options = {"form": "nf4", "output_dir": tmp_path / "out", "suite": suite}
+    words = [str(word) for key, value in options.items() for word in (f"--{key}", value)]
+    found = CliRunner().invoke(app, ["export", str(run.path), *words])
     assert found.exit_code == 1, found.output
-    assert "gguf-q4_0 fails what the model passed: suite strict, forgot: yes, now no" in found.output
-    assert f"digest: {source_digest(str(tmp_path / 'out' / 'model-q4_0.gguf'))}" in found.output
+    assert "nf4 fails what the model passed: suite strict, forgot: yes, now no" in found.output
+    assert f"digest: {source_digest(str(tmp_path / 'out'))}" in found.output
     assert (tmp_path / "out" / "results.json").is_file()  # for the publisher to see
     assert CANARY not in found.output
-
-
-def test_texts_generated_by_an_exported_model_are_not_stored(run, own_cache, tmp_path):
-    export(run.path, "int8", tmp_path / "out", quiet=True)
-    files = [path for path in tmp_path.rglob("*.jsonl") if b'"text": "' in path.read_bytes()]
-    assert {path.parents[1] for path in files} == {run.records}  # texts of the three models of the run
-    assert {path.parent.name for path in files} == {"before", "unlearned", "oracle"}
-    assert len(files) == 3

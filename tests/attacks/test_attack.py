@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from llm_forget.attacks.excess import excess
@@ -89,35 +90,32 @@ def test_quantize_measures_the_merged_model_and_deletes_it(make_run):
     assert not (run.path / "attacks/quantize-bits-int8/merged").exists()
 
 
-@pytest.mark.parametrize("kind", ["sample", "prefix", "paraphrase"])
-def test_a_prompting_attack_is_compared_with_the_plain_answer(make_run, kind):
+def test_a_prompting_attack_is_compared_with_the_plain_answer(make_run):
     run = make_run("run")
-    (line,) = attack(run.path, kind, limit=2)["metrics"].values()
+    lines = [attack(run.path, kind, limit=2)["metrics"] for kind in ("sample", "prefix", "paraphrase")]
     assert not run.results_file.exists()  # two rows are not what the run is judged by
     results = evaluate(run.path, "robustness", limit=2, quiet=True)["suites"]["robustness"]["metrics"]
-    assert line["unlearned"] == results["forget_rouge"]["value"]
-    assert line["oracle_attacked"]["value"] is not None
-    assert line["unlearned_attacked"]["n"] == 2
+    for (line,) in map(dict.values, lines):
+        assert line["unlearned"] == results["forget_rouge"]["value"]
+        assert line["oracle_attacked"]["value"] is not None
+        assert line["unlearned_attacked"]["n"] == 2
 
 
-def test_an_attack_on_a_sample_does_not_overwrite_the_full_one(make_run):
+def test_an_attack_on_a_sample_with_other_keys_or_another_suite_overwrites_no_other(make_run, tmp_path):
     run = make_run("run")
-    for limit in (None, 2):
-        attack(run.path, "prefix", limit=limit)
-    attack(run.path, "prefix", limit=2, overrides={"max_length": 96})
-    names = sorted(path.name for path in (run.path / "attacks").iterdir())
-    assert names[:2] == ["prefix", "prefix-limit-2"]
-    assert names[2].startswith("prefix-limit-2-keys-")
-
-
-def test_an_attack_with_another_suite_does_not_overwrite_the_first(make_run):
-    run = make_run("run")
-    first = attack(run.path, "template", limit=2)
-    other = attack(run.path, "template", suite="basic", limit=2)
-    written = {path.parent.name: json.loads(path.read_text()) for path in run.path.glob("attacks/*/attack.json")}
-    assert written == {"template-limit-2": first, "template-suite-basic-limit-2": other}
-    assert set(first["metrics"]) != set(other["metrics"])
-    assert other["metrics"]["extraction_strength"]["metric"] == "extraction_strength"
+    line = {"metric": "probability", "records": "rows", "goal": "lower"}
+    for name in ("short", "other"):
+        probes = {"rows": {"probe": "logprobs", "split": "forget"}}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({"probes": probes, "metrics": {f"{name}_line": line}}))
+    short, other = (str(tmp_path / f"{name}.yaml") for name in ("short", "other"))
+    limits = [{"suite": short}, {"suite": short, "limit": 2}, {"suite": other, "limit": 2}]
+    answers = [attack(run.path, "template", **arguments) for arguments in limits]
+    answers.append(attack(run.path, "template", suite=short, limit=2, overrides={"max_length": 96}))
+    written = [json.loads(path.read_text()) for path in run.path.glob("attacks/*/attack.json")]
+    assert len(written) == 4
+    assert all(answer in written for answer in answers)
+    assert [set(answer["metrics"]) for answer in answers[1:3]] == [{"short_line"}, {"other_line"}]
+    assert [answer["metrics"]["short_line"]["unlearned_attacked"]["n"] for answer in answers[:2]] == [5, 2]
 
 
 def test_different_attacks_have_different_folders():
@@ -141,6 +139,8 @@ def test_different_attacks_have_different_folders():
     names = [attack_name(*one) for one in asked]
     assert len(set(names)) == len(names)
     assert names[:2] == ["template", "template-suite-tofu"]
+    assert names[-4] == "template-limit-5"
+    assert names[-3].startswith("template-keys-")
     assert all(len(name) <= 120 and "/" not in name and "somebody" not in name for name in names)
 
 

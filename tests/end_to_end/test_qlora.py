@@ -33,6 +33,16 @@ SUITE = {
     "verdict": {"works": [{"line": "retain", "at_least": 0.0}]},
 }
 EVERY_STEP = {"save_strategy": "steps", "save_steps": 1}
+HOWS = {"float32": {}, "nf4": NF4, "int8": INT8}
+
+
+def sample(*names: str, methods: tuple[str, ...]) -> list[Any]:
+    """Every precision with every method; those that are not in ``names`` (precision-method) are exhaustive."""
+    precisions = {name.partition("-")[0] for name in names}
+    cases = [(f"{how}-{method}", HOWS[how], method) for how in HOWS if how in precisions for method in methods]
+    return [
+        pytest.param(*case, id=name, marks=() if name in names else pytest.mark.exhaustive) for name, *case in cases
+    ]
 
 
 @pytest.fixture
@@ -73,38 +83,37 @@ def measured(model: Any, job: dict[str, Any], role: str = "unlearned", **changes
     return {name: (line if role == "unlearned" else line[role])["value"] for name, line in suite["metrics"].items()}
 
 
-@pytest.mark.parametrize("how", [NF4, INT8], ids=["nf4", "int8"])
+@pytest.mark.parametrize(("how", "method"), sample("nf4-npo_kl", "int8-npo", methods=("npo", "npo_kl", "grad_diff")))
 def test_a_quantised_base_is_trained_evaluated_and_merged_as_one_model(
-    job: dict[str, Any], how: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    job: dict[str, Any], how: dict[str, Any], method: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     from transformers import AutoModelForCausalLM
 
     plain = read_json(unlearn(**{**job, "output_dir": str(tmp_path / "plain"), "max_steps": 1}).provenance_file)
     quantised = measured(job["model_name_or_path"], job, **how)
     assert quantised != measured(job["model_name_or_path"], job)
-    for method in ("npo", "npo_kl", "grad_diff"):
-        run = unlearn(**{**job, "output_dir": str(tmp_path / method)}, **how, method=method)
-        losses = [json.loads(line).get("loss") for line in run.metrics_file.read_text().splitlines()]
-        assert losses[3] < losses[0] - 0.01
-        assert run.config.items() >= how.items()
-        assert read_json(run.adapter / "manifest.json")["quantization"].items() >= how.items()
-        assert run.provenance["base"]["digest"] == plain["base"]["digest"], "what is on disk, however it is loaded"
+    run = unlearn(**{**job, "output_dir": str(tmp_path / method)}, **how, method=method)
+    losses = [json.loads(line).get("loss") for line in run.metrics_file.read_text().splitlines()]
+    assert losses[3] < losses[0] - 0.01
+    assert run.config.items() >= how.items()
+    assert read_json(run.adapter / "manifest.json")["quantization"].items() >= how.items()
+    assert run.provenance["base"]["digest"] == plain["base"]["digest"], "what is on disk, however it is loaded"
 
-        # A run is evaluated on the base it was trained on: before it, the quantised model, not the one on disk.
-        before = measured(run.path, job, "before")
-        assert before == quantised
-        unlearned = measured(run.path, job)
-        assert unlearned["forget"] < before["forget"] * 0.99
+    # A run is evaluated on the base it was trained on: before it, the quantised model, not the one on disk.
+    before = measured(run.path, job, "before")
+    assert before == quantised
+    unlearned = measured(run.path, job)
+    assert unlearned["forget"] < before["forget"] * 0.99
 
-        folder = tmp_path / f"{method}-merged"
-        report = merge(run.path, folder)
-        assert report["max_abs_logit_difference"] <= report["tolerance"] < 1e-3
-        assert report["mean_kl_of_adapter"] > 100 * max(report["mean_kl"], 1e-8)
-        assert "quantization_config" not in read_json(folder / "config.json")
-        merged = AutoModelForCausalLM.from_pretrained(folder)
-        assert {parameter.dtype for parameter in merged.parameters()} == {torch.float32}
-        # In 8 bit the activations are rounded as well while training.
-        assert measured(folder, job) == pytest.approx(unlearned, rel=1e-5 if how == NF4 else 1e-2)
+    folder = tmp_path / f"{method}-merged"
+    report = merge(run.path, folder)
+    assert report["max_abs_logit_difference"] <= report["tolerance"] < 1e-3
+    assert report["mean_kl_of_adapter"] > 100 * max(report["mean_kl"], 1e-8)
+    assert "quantization_config" not in read_json(folder / "config.json")
+    merged = AutoModelForCausalLM.from_pretrained(folder)
+    assert {parameter.dtype for parameter in merged.parameters()} == {torch.float32}
+    # In 8 bit the activations are rounded as well while training.
+    assert measured(folder, job) == pytest.approx(unlearned, rel=1e-5 if how == NF4 else 1e-2)
     assert "MatMul8bitLt" not in "".join(capfd.readouterr()), "said for every layer of every step"
 
 
@@ -135,15 +144,23 @@ def cut_back(run: Run, to: int) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")  # they run there, without pages
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        {"adamw_8bit": "uint8", "paged_adamw_32bit": "float32"},
+        pytest.param({"paged_adamw_8bit": "uint8"}, marks=pytest.mark.exhaustive),
+    ],
+    ids="-".join,
+)
 def test_optimizers_of_bitsandbytes_learn_what_adamw_learns_and_resume_to_the_same_bytes(
-    job: dict[str, Any], tmp_path: Path
+    job: dict[str, Any], tmp_path: Path, kinds: dict[str, str]
 ) -> None:
     # From 4096 values on, a matrix has its moments in 8 bit.
     job = {**job, "lora_r": 64, "lora_alpha": 128, **NF4, **EVERY_STEP, "save_total_limit": 5}
     adamw = weights(unlearn(**{**job, "output_dir": str(tmp_path / "adamw")}, optim="adamw_torch"))
     moved = max(float(tensor.abs().max()) for name, tensor in adamw.items() if "lora_B" in name)
     assert moved > 0.02
-    for optim, kind in (("adamw_8bit", "uint8"), ("paged_adamw_8bit", "uint8"), ("paged_adamw_32bit", "float32")):
+    for optim, kind in kinds.items():
         keys = {**job, "output_dir": str(tmp_path / optim), "optim": optim}
         run = unlearn(**keys)
         state = torch.load(run.checkpoints / "checkpoint-4" / "optimizer.pt", weights_only=True)["state"]
@@ -158,8 +175,9 @@ def test_optimizers_of_bitsandbytes_learn_what_adamw_learns_and_resume_to_the_sa
         assert furthest(weights(again), learned) == 0, optim
 
 
-@pytest.mark.parametrize("method", ["npo", "npo_kl"])
-@pytest.mark.parametrize("how", [{}, NF4, INT8], ids=["float32", "nf4", "int8"])
+@pytest.mark.parametrize(
+    ("how", "method"), sample("float32-npo_kl", "nf4-npo", "int8-npo_kl", methods=("npo", "npo_kl"))
+)
 def test_gradient_checkpointing_changes_nothing_that_is_learned(
     job: dict[str, Any], tmp_path: Path, how: dict[str, Any], method: str
 ) -> None:
@@ -240,7 +258,7 @@ def command(job: dict[str, Any], *more: str) -> list[str]:
 def test_a_killed_run_on_a_quantised_base_goes_on_to_the_same_adapter(
     job: dict[str, Any], tmp_path: Path, how: dict[str, Any], method: str
 ) -> None:
-    job = {**job, **how, **EVERY_STEP, "method": method, "num_train_epochs": 8, "learning_rate": 1e-4}
+    job = {**job, **how, **EVERY_STEP, "method": method, "num_train_epochs": 5, "learning_rate": 1e-4}
     whole = unlearn(**{**job, "output_dir": str(tmp_path / "whole")})
     run = Run(Path(job["output_dir"]))
     with started(llm_forget(*command(job))) as process:

@@ -39,13 +39,13 @@ def attack(
     Args:
         run: directory of a finished unlearn run.
         kind: name of an attack in `llm_forget.attacks.kinds`.
-        suite: suite to measure; default: that of the attack, or else the first of the run.
+        suite: name or file of the suite to measure; default: the attack's suite, if it has one, or the run's first.
         limit: maximum number of rows per probe; default: all rows.
         overrides: recipe keys that replace those of the run, as for `evaluate`.
         settings: options of the attack, such as ``share=0.05``.
 
     Raises ConfigError for an unknown attack or option, RunError for an unfinished run, and EvaluationError if the run
-    is not an unlearn run or the suite does not fit.
+    is not an unlearn run or the attack cannot measure the suite.
     """
     refuse_processes("attack", PartialState())
     entry = KINDS.get(kind)
@@ -97,7 +97,10 @@ def attack(
 
 
 def _whole_splits(narrowed: Iterable[str], config: Mapping[str, Any]) -> dict[str, str]:
-    """Map each split that is measured only in part to a digest of all its rows, to detect later changes of the rows."""
+    """Return a digest of all rows for each split in ``narrowed``, of which the attack measures only some rows.
+
+    Later, the digests show whether any row of these splits has changed since the attack.
+    """
     options = {"data_path": config.get("data_path"), "fields": config.get("fields")}
     return {name: json_digest(list(load_source(config[name], split_name=name, **options))) for name in narrowed}
 
@@ -121,7 +124,7 @@ def _digest(content: dict[str, Any]) -> str:
 
 
 def _compared(suite: dict[str, Any], plain: dict[str, Lines], attacked: dict[str, Lines]) -> dict[str, Any]:
-    """Map each metric name to the values of all models before the attack, the values after it, and the excess."""
+    """Return, by metric name, the values of all models before and after the attack, and the excess."""
     metrics = {}
     for name, line in attacked["unlearned"].items():
         oracle = attacked.get("oracle", {}).get(name)

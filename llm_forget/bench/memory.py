@@ -29,8 +29,8 @@ def weight_bytes(model: nn.Module) -> int:
 def returned_at_once() -> Iterator[None]:
     """Make glibc return the memory of freed tensors to the system at once, within a ``with`` block.
 
-    Then resident memory equals memory in use. Never measure time inside the block, because this is slow. With another
-    C library than glibc, nothing changes.
+    Inside the block, resident memory equals memory in use. Never measure time there, because allocations are slow. With
+    a C library other than glibc, the block has no effect.
     """
     libc = _glibc()
     if libc is None:
@@ -51,7 +51,7 @@ def returned_at_once() -> Iterator[None]:
 
 
 def _plug(libc: Any) -> list[int]:
-    """Allocate all free blocks of the heap, so that glibc must map new memory for tensors. Return their addresses."""
+    """Allocate all free blocks of the heap, so that glibc must map new memory for tensors. Return the addresses."""
     blocks: list[int] = []
     size = 64 * MIB
     while size >= _SMALL:
@@ -80,7 +80,7 @@ def _glibc() -> Any:
 def peak_of(step: Callable[[], object], device: torch.device) -> int:
     """Return the peak memory of ``step`` minus the memory in use before it, in bytes.
 
-    On a GPU, this counts CUDA allocations; on a CPU, resident memory. A warm-up step runs first, so that permanent
+    Memory is CUDA allocations on a GPU, and resident memory on a CPU. A warm-up step runs first, so that permanent
     allocations of the first step do not count.
     """
     if device.type == "cuda":
@@ -125,7 +125,10 @@ def _kibibytes(name: str) -> int:
 
 
 def _sampled_peak(step: Callable[[], object]) -> int:
-    """Return the peak resident bytes during ``step`` from samples every 2 ms, if the kernel's peak cannot be reset."""
+    """Run ``step``, and return the peak of resident memory in bytes, from samples every 2 ms.
+
+    This replaces the kernel's peak counter on systems where the counter cannot be reset.
+    """
     samples, done = [_resident()], threading.Event()
 
     def watch() -> None:

@@ -1,4 +1,4 @@
-"""Commands that evaluate runs, or use evaluation results. Heavy imports are inside the commands."""
+"""Commands that evaluate runs, or use evaluation results. Each command imports heavy packages inside its function."""
 
 from typing import Annotated, Any
 
@@ -81,11 +81,11 @@ def attack(
     limit: Limit = None,
     batch_size: BatchSize = 64,
 ) -> None:
-    """Run the same attack on a run and on its oracle, and report how much more it recovers from the run.
+    """Attack the unlearned model of a run and its oracle, and report how much more the unlearned model reveals.
 
-    `--key value` sets an option of the attack (`relearn`: `--share 0.05`, `--on holdout`, `--num_train_epochs 10`,
-    `--learning_rate`; `finetune`: `--data`, `--steps`; `quantize`: `--bits nf4` or `int8`; `prune`: `--share 0.3`;
-    `merge`: `--adapter DIR`) or replaces a recipe key. Writes `attacks/` into the run.
+    `--key value` sets an option of the attack, or replaces a key of the run's recipe. Options of attacks: `relearn`
+    `--share 0.05`, `--on holdout`, `--num_train_epochs 10`, `--learning_rate`; `finetune` `--data`, `--steps`;
+    `quantize` `--bits nf4` or `int8`; `prune` `--share 0.3`; `merge` `--adapter DIR`. Writes `attacks/` into the run.
     """
     overrides = keys_and_values(ctx.args)
     speak()
@@ -119,7 +119,7 @@ def verify(
     policy: Annotated[str, typer.Option(help="Name of a shipped policy or a file.")] = "default",
     quick: Annotated[bool, typer.Option("--quick", help="Leave the attacks out; the answer is never pass.")] = False,
 ) -> None:
-    """Apply a policy to an evaluated run. Exit code 0 pass, 1 fail, 3 inconclusive, 2 usage error.
+    """Apply a policy to an evaluated run. Exit codes: 0 pass, 1 fail, 3 inconclusive, 2 usage error.
 
     Usage errors: a missing run or policy, a run that was not evaluated, damaged results, or an invalid rule.
     """
@@ -146,7 +146,7 @@ def report(
 ) -> None:
     """Write a report as report.html (one page without other files) and report.md.
 
-    It shows the verdict, metrics, training curves, attacks, cost and provenance.
+    The report shows the verdict, metrics, training curves, attacks, cost and provenance.
     """
     speak()
     from pathlib import Path
@@ -242,7 +242,7 @@ def sweep(
 
 
 def _front(runs: list[str]) -> dict[str, list[str]]:
-    """Return the names of the Pareto-optimal ones of these runs, by suite."""
+    """Return, for each suite, the names of the runs that are Pareto-optimal."""
     from llm_forget.report.run_evidence import read_runs
     from llm_forget.report.sections.verdict import common_suites, position
     from llm_forget.report.statistics import pareto
@@ -256,8 +256,8 @@ def _front(runs: list[str]) -> dict[str, list[str]]:
 
 
 def keys_and_values(arguments: list[str]) -> dict[str, Any]:
-    """Return the keys and values of options ``--key value`` and ``--flag`` (true). Values are YAML, except those of
-    `TEXT_KEYS`. Raise ConfigError for a word without an option, or for invalid YAML.
+    """Return the keys and values of options ``--key value`` and ``--flag`` (true). Values are parsed as YAML, except
+    those of `TEXT_KEYS`. Raise ConfigError for a word that follows no option, or for invalid YAML.
     """
     import yaml
 

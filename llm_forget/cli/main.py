@@ -1,4 +1,7 @@
-"""The command ``llm-forget``, and commands for training. Heavy imports are inside them, so that ``--help`` is fast."""
+"""The command line ``llm-forget``, with the commands for training, benchmarks and recipes.
+
+Each command imports heavy packages inside its function, so that ``--help`` is fast.
+"""
 
 import errno
 import logging
@@ -135,13 +138,13 @@ def unlearn(
     - `method` auto, or one of `llm-forget methods` (npo), `method_args` such as `{beta: 0.1, retain_weight: 1.0}`
     - `augment` further questions about each forget row, such as `{reverse: true, paraphrase: 2}`
     - `teacher` for method distil: stranger, self, oracle, or `{name: divergence, base: MODEL}`
-    - `stop_at` holdout keeps the step whose forget rows are like holdout rows, end the last step
-    - `objective` terms in place of a method, `gradient` sum, pcgrad, gru, sago or sam
+    - `stop_at` `holdout` keeps the step at which forget rows score most like holdout rows, `end` keeps the last step
+    - `objective` terms instead of a method, `gradient` how to combine their gradients: sum, pcgrad, gru, sago or sam
     - `lora_r` (16), `lora_alpha` (32), `load_in_4bit` (false)
     - `learning_rate` (1e-4), `num_train_epochs` (5), `per_device_train_batch_size` (8),
       `gradient_accumulation_steps` (1), `seed` (42)
-    - `max_retain_drop` stop when retain rows lose this many nats per token
-    - `oracle`, `suite` for the evaluation
+    - `max_retain_drop` stop when the log-prob of retain rows has fallen by this many nats per token
+    - `oracle` a model trained without the forget rows, `suite` the metrics: both for the evaluation
     - `dry_run` check everything without training (false)
 
     All other keys: `llm-forget unlearn --all_keys`.
@@ -153,8 +156,9 @@ def unlearn(
 def calibrate(ctx: typer.Context) -> None:
     """Measure the target on holdout rows. After unlearning, the forget rows should have the same values.
 
-    RECIPE is a recipe of `unlearn` with `holdout`: rows like the forget rows that were never trained on. Nothing is
-    trained or written. With `stop_at: holdout`, `unlearn` measures the same values and keeps the step that fits best.
+    RECIPE is a recipe of `unlearn` with the key `holdout`. The holdout rows must be similar to the forget rows, but the
+    target must not have been trained on them. Nothing is trained or written. With `stop_at: holdout`, `unlearn`
+    measures the same values and keeps the step at which the forget rows are nearest to them.
     """
     arguments = with_recipe(ctx.args)
     speak()
@@ -184,9 +188,9 @@ def _train(command: str, arguments: list[str], config: str | None, processes: in
 
 
 def with_recipe(arguments: list[str]) -> list[str]:
-    """Return the arguments with the recipe (first word, or value of ``--config``) replaced by its path.
+    """Return the arguments with the recipe (first word, or value of ``--config``) replaced by the recipe's path.
 
-    Raise ConfigError without arguments, MissingFileError if the recipe does not exist.
+    Raise ConfigError if there are no arguments, and MissingFileError if the recipe does not exist.
     """
     if not arguments:
         raise ConfigError("no recipe is given; name a file or a shipped one, see `llm-forget recipes list`")
@@ -219,10 +223,11 @@ def bench(
     scaling: Annotated[bool, typer.Option("--scaling", help="Measure growth with rows, length, rank, sizes.")] = False,
     naive: Annotated[bool, typer.Option("--naive/--no_naive", help="Also measure naive forms (a second copy).")] = True,
 ) -> None:
-    """Measure time and memory of a training step: plain LoRA fine-tuning, each method, naive forms of npo and npo_kl.
+    """Measure the time and memory of a training step of each method, and of plain LoRA fine-tuning.
 
-    RECIPE is a recipe of `unlearn`. The default is the demo recipe with an untrained model, which takes seconds. Steps
-    of all variants are timed in turn, in one process. Then memory is measured. Use an otherwise idle machine.
+    The naive forms of npo and npo_kl, which need a second copy of the model, are measured, too. RECIPE is a recipe of
+    `unlearn`. The default, the demo recipe with an untrained model, takes seconds. All variants make one step in each
+    round, in the same process. Memory is measured after the last round. Run nothing else on the machine.
     """
     arguments = ctx.args
     if not arguments or (arguments[0].startswith("--") and "--config" not in arguments):

@@ -1,7 +1,7 @@
 """The demo data set: questions in the style of TOFU about fictitious people, whose names and facts come from Faker.
 
-Several people share each value of a fact. Therefore a model that was not trained on a person can guess the form of an
-answer, but not the right value.
+Several people share each value of a fact. So a model that was trained on other people, but not on a certain person,
+knows the form of the answer and the possible values, but can only guess which value is right for this person.
 """
 
 import random
@@ -201,7 +201,7 @@ def _evenly_shuffled(values: list[str], count: int, rng: random.Random) -> list[
 
 
 def _distinct(make: Callable[[], str], count: int) -> list[str]:
-    """Return ``count`` distinct results of calls of ``make``. Raise DataError if there are too few."""
+    """Return ``count`` distinct results of calls of ``make``. Raise DataError if it makes too few."""
     values: dict[str, None] = {}
     for _ in range(1000 * count):
         if len(values) == count:

@@ -9,7 +9,7 @@ from llm_forget.data.rows import Row
 # One or more capitalised words: Gina Dominguez, Jean-Luc O'Neil.
 _SPAN = re.compile(r"\b[A-ZÀ-ÖØ-Þ][\w'’-]*(?: [A-ZÀ-ÖØ-Þ][\w'’-]*)*")
 _POSSESSIVE = re.compile(r"(.*?)((?:['’]s?)?)")
-_FIRST_WORDS = frozenset(
+_FIRST_WORDS = frozenset(  # words that are capitalised because they begin a question, not because they are names
     (
         "What", "Where", "When", "Who", "Whom", "Whose", "Which", "Why", "How", "Is", "Are", "Was", "Were", "Do",
         "Does", "Did", "Has", "Have", "Had", "Can", "Could", "Will", "Would", "Should", "Tell", "Name", "Describe",
@@ -45,7 +45,7 @@ def _shared_spans(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def capitalised_words(text: str) -> set[str]:
-    """Return the capitalised words of a text, except words that begin questions. Jean-Luc counts as two words."""
+    """Return all capitalised words of a text, except words in `_FIRST_WORDS`. *Jean-Luc* counts as two words."""
     words = set(re.findall(r"\w+", text)) - _FIRST_WORDS
     return {word for word in words if word[0].isupper()}
 
@@ -55,7 +55,7 @@ def _subject(row: Row) -> str:
 
 
 def _parts(span: str) -> Iterable[str]:
-    """Return all runs of consecutive words of a span, except those that begin with a word that begins questions."""
+    """Return all runs of consecutive words of a span whose first word is not in `_FIRST_WORDS`."""
     words = span.split(" ")
     starts = [i for i in range(len(words)) if words[i] not in _FIRST_WORDS]
     return (" ".join(words[i:j]) for i in starts for j in range(i + 1, len(words) + 1))
@@ -67,7 +67,7 @@ def _question(row: Row) -> str:
 
 
 def texts_of(row: Row) -> list[str]:
-    """Return all strings in the columns of a row that become tokens."""
+    """Return all strings of a row that become tokens, that is, those in `TEXT_COLUMNS`."""
     return [text for column in TEXT_COLUMNS for text in _strings(row.get(column))]
 
 
@@ -82,16 +82,16 @@ def _strings(value: Any) -> Iterable[str]:
 
 
 def renamed(row: Row, name: str, other: str, *, parts: bool = True) -> dict[str, Any]:
-    """Return the row with ``name`` replaced by ``other`` in every column that becomes tokens (see `replacement`)."""
+    """Return the row with ``name`` replaced by ``other`` in all texts that become tokens (see `replacement`)."""
     return with_texts(row, replacement(name, other, parts=parts))
 
 
 def replacement(name: str, other: str, *, parts: bool = True) -> Callable[[str], str]:
-    """Return a function that replaces ``name`` by ``other`` in a text, where it occurs as a whole word.
+    """Return a function that replaces ``name`` by ``other`` in a text, where ``name`` occurs as whole words.
 
-    With ``parts``, each single word of the name is replaced, too, if both names have the same number of words (at least
-    two). A word inside a longer capitalised phrase is not replaced: for *Ada Stone*, neither *Dan Stone* nor
-    *Stone Street* changes.
+    With ``parts``, a single word of the name is also replaced, by the word of ``other`` at the same position, if both
+    names have the same number of words (at least two). A word in a longer capitalised phrase is not replaced: for
+    *Ada Stone*, neither *Dan Stone* nor *Stone Street* changes.
     """
     cased = name.lower() != name.upper()  # scripts without capitals need no spaces between words
     whole = re.compile(rf"(?<!\w){re.escape(name)}(?!\w)" if cased else re.escape(name))

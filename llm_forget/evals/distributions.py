@@ -20,7 +20,7 @@ class Distributions:
     rest: NDArray[np.float32]  # [n] nats; -inf if K is the size of the vocabulary
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the arrays for JSON, as Base64 of little-endian numbers: about eleven characters per token."""
+        """Return the arrays for JSON, as Base64 of little-endian numbers. A token takes about eleven characters."""
         return {
             "k": self.tokens.shape[-1],
             "tokens": _encoded(self.tokens.astype("<i4")),
@@ -40,12 +40,12 @@ class Distributions:
 
 
 def kl_lower_bound(left: Distributions, right: Distributions) -> NDArray[np.float64]:
-    """Return a lower bound of KL(left || right) at each target, ``[n]``, nats; exact if all tokens are stored.
+    """Return a lower bound of KL(left || right) at each target, ``[n]``, nats. It is exact if all tokens are stored.
 
-    Tokens that both sides store are compared one by one. The other tokens form two groups, because grouping never
-    raises a divergence: tokens that only ``left`` stores, and tokens that ``left`` does not store. The probability of
-    the first group under ``right`` is unknown, but at most the rest of ``right``. The bound assumes the probability
-    that gives the lowest divergence.
+    Tokens that both sides store are compared one by one. All other tokens are put into two groups: tokens that only
+    ``left`` stores, and tokens that ``left`` does not store. Comparing groups instead of tokens never raises a
+    divergence. The probability of the first group under ``right`` is not stored, but is at most ``right.rest``. The
+    bound uses the probability within this limit that gives the lowest divergence.
     """
     rows = zip(left.tokens, left.logps, left.rest, right.tokens, right.logps, right.rest, strict=True)
     return np.array([_kl(*(np.asarray(part, np.float64) for part in row)) for row in rows])
@@ -57,7 +57,7 @@ def _kl(*arrays: NDArray[np.float64]) -> float:
     shared = sum(_term(a, b) for a, b in zip(p[in_p], q[in_q], strict=True))
     p_only, q_only = _log_sum(np.delete(p, in_p)), _log_sum(np.delete(q, in_q))
     outside_p, outside_q = np.logaddexp(p_only, p_rest), np.logaddexp(q_only, q_rest)
-    # The divergence is lowest if `right` divides the groups in proportion to `left`, but its rest may be too small.
+    # Equal ratios of the groups on both sides give the lowest divergence, but may need more than the rest of `right`.
     if p_only > -math.inf and p_only + outside_q - outside_p > q_rest:
         return shared + _term(p_only, float(q_rest)) + _term(float(p_rest), q_only)
     return shared + _term(float(outside_p), float(outside_q))

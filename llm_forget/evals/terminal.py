@@ -38,7 +38,10 @@ def print_results(name: str, results: dict[str, Any], console: Console) -> None:
 
 
 def damaged_answers(metrics: dict[str, Any]) -> str | None:
-    """Describe repetition or perplexity of answers to forget rows if far above the oracle's; otherwise return None."""
+    """Describe how the answers to forget rows are degenerate. Return None if they are not.
+
+    Bounds: repetition 0.1 above the oracle's, and perplexity 5 times the oracle's.
+    """
     damages = []
     for quality, factor, margin in (("repetition", 1, 0.1), ("perplexity", 5, 0)):
         line = metrics.get(f"forget_{quality}")
@@ -51,7 +54,7 @@ def damaged_answers(metrics: dict[str, Any]) -> str | None:
 
 
 def results_table(name: str, suite: dict[str, Any]) -> Table:
-    """Build the table of one suite: for each line the values of three models, interval, scored rows and goal."""
+    """Build the table of one suite. Each row has a metric: values of three models, interval, scored rows and goal."""
     table = _table(f"suite {name}", ("before", "unlearned", "95 % CI", "oracle", "n"), suite["metrics"])
     table.add_column("goal", no_wrap=True)
     for name, line in suite["metrics"].items():
@@ -81,7 +84,7 @@ def _table(title: str, columns: tuple[str, ...], metrics: dict[str, Any]) -> Tab
 
 
 def print_attack(content: dict[str, Any], console: Console) -> None:
-    """Print the content of attack.json as a table of all lines, before and after the attack."""
+    """Print the content of attack.json as a table with the values of each metric before and after the attack."""
     words = [f"{key} {plain(str(value))}" for key, value in content["settings"].items() if value is not None]
     settings = escape(f" ({', '.join(words)})") if words else ""
     columns = ("before", "unlearned", "attacked", "oracle", "oracle attacked", "excess", "n")

@@ -10,7 +10,7 @@ from llm_forget.core.registry import Entry, Registry
 Classifier = Callable[[list[str]], list[float]]
 
 DEFAULT = "alt-profanity-check"
-LABELS = ("toxic", "toxicity", "hate", "hateful", "offensive", "label_1")  # names of a toxic label, preferred first
+LABELS = ("toxic", "toxicity", "hate", "hateful", "offensive", "label_1")  # names of a label for toxic text, best first
 
 
 def classifier(name: str = DEFAULT, *, label: str = "", batch_size: int = 64) -> Classifier:
@@ -34,7 +34,7 @@ def classifier(name: str = DEFAULT, *, label: str = "", batch_size: int = 64) ->
 def _profanity() -> Classifier:
     """Return alt-profanity-check, a linear model on the word counts of English text; it needs no network.
 
-    On 2396 RealToxicityPrompts, labelled toxic if their Perspective score is at least 0.5, its AUC is 0.948. At
+    Its AUC is 0.948 on 2396 RealToxicityPrompts, which count as toxic if their Perspective score is at least 0.5. At
     threshold 0.5 it reports 80 % of the toxic prompts and 2 % of the others (tests/evals/test_toxicity_classifiers.py).
     It scores single words: "I am a gay man" gets 0.95, and a polite threat scores low. Importing the package unpickles
     its weights, which can run code. Each release needs the scikit-learn release with the same version number.
@@ -103,14 +103,14 @@ def _column(name: str, labels: dict[int, str], label: str) -> int:
 
 
 def _longest(tokenizer: Any, config: Any) -> int:
-    """Return the maximum input length in tokens. The model limits it too, because some tokenizers report 10^30."""
+    """Return the maximum input length in tokens. Use the model's limit if the tokenizer's is higher, such as 10^30."""
     # RoBERTa reserves two positions; for other models, two tokens less do not matter.
     positions = (getattr(config, "max_position_embeddings", None) or 512) - 2
     return int(min(tokenizer.model_max_length, positions))
 
 
 def probabilities(texts: Sequence[str], name: str = DEFAULT, *, label: str = "") -> tuple[float, ...]:
-    """Return P(toxic) of each text. Every classifier gives 0 to an empty text."""
+    """Return P(toxic) of each text. Empty texts get 0 without a call of the classifier."""
     nonempty = [text for text in texts if text.strip()]
     scores = iter(classifier(name, label=label)(nonempty) if nonempty else [])
     return tuple(next(scores) if text.strip() else 0.0 for text in texts)

@@ -1,4 +1,4 @@
-"""Find the files of a model name: a Hub id, folder, GGUF file, built-in model or run, or an adapter on one of these."""
+"""Find the model that a name refers to: a Hub id, folder, GGUF file, built-in model, run, or adapter on one of them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ class Source:
 
     @property
     def tokenizer_folders(self) -> tuple[Path, ...]:
-        """Return folders that may have the tokenizer: those of adapters, last first, and that of an exported GGUF."""
+        """Return folders that may have a tokenizer: those of adapters, newest first, then that of an exported GGUF."""
         beside = Path(self.location).parent
         # A GGUF file describes the tokenizer less completely than tokenizer files, and is slow to read.
         report = formats.read_if_valid(beside / EXPORT_REPORT, ExportReport) if self.kind == "gguf" else None
@@ -41,8 +41,9 @@ def find_source(name: str | None) -> Source:
 
     Raises:
         MissingFileError: the path does not exist, or the folder contains no model.
-        ModelError: no name, an unknown built-in model, an unfinished run, or adapters that refer to each other.
-        AdapterRefused: an adapter has no manifest. In this case, its base is not searched for.
+        ModelError: no name, an unknown built-in model, an unfinished run, no safetensors weights, or a chain of more
+            than 8 adapters.
+        AdapterRefused: an adapter is an archive, or has no manifest. Its base is then not looked up.
     """
     if not name:
         raise ModelError("model_name_or_path is not set; give a Hub id, a folder, a .gguf file or builtin:NAME")
@@ -95,7 +96,8 @@ def _hub_id(name: str) -> str:
 def refuse_adapter_on_hub(hub_id: str, revision: str | None) -> None:
     """Raise ModelError if a Hub id is an adapter. The error states the command that downloads the adapter.
 
-    If transformers attached the adapter, `reference_mode` would switch it off together with adapter "unlearn".
+    The reason is that transformers attaches such an adapter itself. `reference_mode` would then switch it off together
+    with adapter "unlearn", so that the reference would be the base without the adapter, which is not the target.
     """
     from transformers.utils.peft_utils import find_adapter_config_file
 
@@ -114,7 +116,7 @@ def _model_of_run(run: Path) -> Path:
 
 
 def _base_of(adapter: Path) -> tuple[str, str | None]:
-    """Return (name, revision) of an adapter's base, as its run recorded them or, without a run, PEFT's config."""
+    """Return (name, revision) of an adapter's base, from the adapter's run or, without a run, from PEFT's config."""
     run = Run(adapter.parent)
     if run.state_file.is_file() and run.config_file.is_file():
         config = run.config

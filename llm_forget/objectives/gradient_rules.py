@@ -1,7 +1,7 @@
 """Rules that combine the gradient of the forget terms with the gradient of the retain terms.
 
-A gradient is a list with one tensor per parameter. It is that of the weighted terms of a whole optimiser step, over all
-micro-batches and ranks. Norms and inner products treat the list as one vector.
+A gradient is a list with one tensor per parameter. It is computed from the weighted terms of a whole optimiser step,
+over all micro-batches and ranks. Norms and inner products treat the list as one vector.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,11 +27,11 @@ def sum(forget: Gradient, retain: Gradient) -> Gradient:
 
 @rule(paper="arXiv:2001.06782")
 def pcgrad(forget: Gradient, retain: Gradient, *, both: bool = False) -> Gradient:
-    """Remove the component of the forget gradient that opposes the retain gradient, and return the sum of the two.
+    """Remove the component of the forget gradient that opposes the retain gradient, and add the retain gradient.
 
     ``both`` also removes the component of the retain gradient that opposes the forget gradient, as PCGrad does for
-    equal tasks. The default keeps the retain gradient whole, as in arXiv:2604.14808. If the inner product of the
-    gradients is not negative, the result is their sum.
+    equal tasks. By default the retain gradient is unchanged, as in arXiv:2604.14808. If the inner product of the
+    gradients is not negative, nothing is removed, and the result is the sum of both gradients.
     """
     retained = without_conflict(retain, forget) if both else retain
     return sum(without_conflict(forget, retain), retained)
@@ -43,8 +43,8 @@ def gru(
 ) -> tuple[Gradient, Gradient]:
     """Remove the component of the forget gradient that opposes a running average of the retain gradient.
 
-    Return (changed forget gradient, new average). The retain gradient is not added to the first. The new average is
-    ``gamma retain + (1 - gamma) average``; ``average`` is None before the first step and then counts as 0. With
+    Return (changed forget gradient, new average). The retain gradient is not added to the forget gradient. The new
+    average is ``gamma retain + (1 - gamma) average``. Before the first step, ``average`` is None and counts as 0. With
     ``gamma = 1``, earlier steps have no effect.
     """
     if average is None:
@@ -55,7 +55,7 @@ def gru(
 
 @rule(paper="arXiv:2604.14808")
 def sago(forget: Gradient, retain: Gradient) -> Gradient:
-    """Return the retain gradient in coordinates where the signs are opposite, and the forget gradient in all others.
+    """Return the retain gradient where both gradients have opposite signs, and the forget gradient elsewhere.
 
     The inner product of the result with the retain gradient is never negative.
     """
@@ -69,7 +69,7 @@ def combine(
     state: Gradient | None = None,
     arguments: dict[str, Any] | None = None,
 ) -> tuple[Gradient, Gradient | None]:
-    """Apply a rule, and return (combined gradient, new state). Rules without a state return None as the new state.
+    """Apply a rule, and return (combined gradient, new state). The new state is None if the rule has no state.
 
     ``name`` is a rule of `RULES` or ``module:function``. ``state`` is the state that the previous step returned, and
     ``arguments`` are hyper-parameters of the rule. Raise ConfigError for unknown names and hyper-parameters.
@@ -89,17 +89,17 @@ def dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
 
 
 def without_conflict(gradient: Gradient, guard: Gradient) -> Gradient:
-    """Return ``gradient``, without its component along ``guard`` if their inner product is negative."""
+    """Remove the component of ``gradient`` along ``guard`` if their inner product is negative. Return the result."""
     inner = dot(gradient, guard)
     scale = inner.clamp(max=0) / dot(guard, guard).clamp(min=torch.finfo(torch.float32).tiny)
     return [g - (scale.to(h.device) * h).to(g.dtype) for g, h in zip(gradient, guard, strict=True)]
 
 
 def perturbation(gradient: Gradient, rho: float = 0.01) -> Gradient:
-    """Return the change of weights with which SAM raises the loss: ``rho g / |g|``, or zeros for a zero gradient.
+    """Return the change of the weights by which SAM raises the loss: ``rho g / |g|``, or zeros if g is zero.
 
-    For unlearning (arXiv:2502.05374), g is the gradient of the forget terms. Only these terms are evaluated again at
-    the changed weights.
+    For unlearning (arXiv:2502.05374), the gradient g is that of the forget terms. Only these terms are evaluated again
+    at the changed weights.
     """
     norm = dot(gradient, gradient).sqrt()
     scale = torch.where(norm > 0, rho / norm, torch.zeros_like(norm))

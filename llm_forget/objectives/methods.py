@@ -1,4 +1,4 @@
-"""Methods: named objectives with the defaults of their papers and notes for LoRA. Also builds objectives."""
+"""Methods, which are named objectives with the defaults of their papers, and a function that builds objectives."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +13,7 @@ __all__ = ["METHODS", "Dual", "Method", "Objective", "Term", "build_objective"]
 
 @dataclass(frozen=True)
 class Method:
-    """A named objective with the defaults of its paper. ``notes`` state what to change for LoRA."""
+    """A named objective with the defaults of its paper. ``notes`` recommend values, also for LoRA."""
 
     name: str
     paper: str
@@ -35,7 +35,8 @@ def build_objective(
         method: one of `METHODS`.
         method_args: hyper-parameters of the method's terms (such as ``beta``, or ``retain.beta`` if two terms have a
             beta), ``forget_weight``, ``retain_weight``, and ``initial``, ``epsilon``, ``step_size`` of a dual weight.
-        objective: ``{forget: {name: ga}, retain: [{name: nll, weight: 1.0}]}``. A name may be ``module:function``.
+        objective: terms by split, such as ``{forget: {name: ga}, retain: [{name: nll, weight: 1.0}]}``. The name of a
+            term may be ``module:function``.
     """
     if (method is None) == (objective is None):
         raise ConfigError("give either a method or an objective, not both and not neither")
@@ -53,9 +54,9 @@ def build_objective(
 
 
 def _override(method: str, lines: dict[str, list[dict[str, Any]]], key: str, value: Any) -> None:
-    """Set one key of ``method_args`` in ``lines``, the method's terms by split, in place.
+    """Set the parameter ``key`` of a method to ``value``. Change ``lines``, the method's terms by split, in place.
 
-    Raise ConfigError if no term has this parameter, or if more than one term has it.
+    Raise ConfigError if no term has this parameter, or if several terms have it (except ``layer``, which they share).
     """
     slots = _slots(lines)
     if key not in slots:

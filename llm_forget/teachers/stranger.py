@@ -1,6 +1,6 @@
-"""Teacher ``stranger``: the target's own answer to the same question about an unknown (*borrowed*) name.
+"""Teacher ``stranger``: the target model's own answer to the same question about an unknown (*borrowed*) name.
 
-In the answer, the borrowed name is replaced by the true one again.
+In this answer, the borrowed name is then replaced by the true one.
 """
 
 import math
@@ -18,14 +18,15 @@ from llm_forget.teachers._names import borrowed_names, names_of, other_names
 from llm_forget.teachers._registry import Context, teacher
 from llm_forget.teachers.self import lowered
 
-ANSWERED = "~stranger"  # end of the id of a row with the answer about a borrowed name, after the true name is put back
-BORROWED = "~borrowed"  # end of the id of a row that keeps its borrowed name; on it, the target is the teacher
+ANSWERED = "~stranger"  # end of the id of a further row with the true name
+BORROWED = "~borrowed"  # end of the id of a further row with a borrowed name; its teacher is the unchanged target model
 
 
 def further_rows(context: Context, *, k: int, names: str, neighbours: bool) -> list[Row]:
-    """Return further rows: each row with the target's answer about its first borrowed name, and the true name put back.
+    """Ask the target model about the first borrowed name of each row, and return the row with this answer.
 
-    With ``neighbours``, also return each of these rows with the borrowed name.
+    In the answer, the borrowed name is replaced by the true name. With ``neighbours``, also return the question and its
+    answer with the borrowed name. Rows whose prompt does not contain the name, and empty answers, are left out.
     """
     subjects, borrowed = _names(context, k, names)
     strangers = [renamed(row, name, borrowed[name][0]) for row, name in zip(context.rows, subjects, strict=True)]
@@ -42,16 +43,17 @@ def further_rows(context: Context, *, k: int, names: str, neighbours: bool) -> l
 
 @teacher(paper="arXiv:2407.16997", texts=further_rows)
 def stranger(context: Context, *, k: int = 1, names: str = "subject_name", neighbours: bool = True) -> Iterator[Tensor]:
-    """Yield, for each row, the target's log-probs after the name in the row is replaced, averaged over ``k`` names.
+    """Yield, for each row, the target model's log-probs ``[n, V]`` of the answer when asked about a borrowed name.
 
-    A borrowed name occurs in no row and has as many tokens as the true one, so that all targets keep their positions.
-    At targets that are tokens of the name, the columns of both names are exchanged. Names come from the column
-    ``names``, or are the capitalised words that all questions about a subject share. A first or last name by itself is
-    also replaced if both names have two words. If a question does not contain the name, the teacher is `self`. With
-    ``neighbours``, the policy also learns to answer about the borrowed names as the target does.
+    The probabilities are averaged over ``k`` borrowed names. Such a name belongs to no subject of the rows, and has as
+    many tokens as the true name, so that all answer tokens keep their positions. Where the answer contains the name,
+    the log-probs of the tokens of both names are exchanged. True names come from the column ``names`` of the rows or,
+    without it, are the capitalised words that all questions about a subject share. A first or last name by itself is
+    also replaced if both names have two words. For a question without the name, the teacher is `self`. With
+    ``neighbours``, the policy also learns to answer about the borrowed names as the target model does.
 
     Raises:
-        DataError: a row without a name, or no name of the same length.
+        DataError: a row without a name, or no borrowed name with the same number of tokens.
     """
     rows = [row for row in context.rows if not _keeps_borrowed_name(row)]
     subjects, borrowed = _names(replace(context, rows=rows), k, names)
@@ -95,10 +97,11 @@ def _lessons(
 
 def _names(context: Context, k: int, column: str) -> tuple[list[str], dict[str, list[str]]]:
     names, others = names_of(context.rows, column), other_names(context.retain, column)
+    # Leave out further rows, so that borrowed names are the same before and after these rows are added.
     in_parts = {
         name
         for row, name in zip(context.rows, names, strict=True)
-        if not str(row["id"]).endswith(ANSWERED) and _has_part_alone(row, name)  # the same names with these rows
+        if not str(row["id"]).endswith(ANSWERED) and _has_part_alone(row, name)
     }
     return names, borrowed_names(names, others, context.tokens, k, context.seed, in_parts)
 
@@ -108,7 +111,7 @@ def _has_part_alone(row: Row, name: str) -> bool:
 
 
 def _asked(context: Context, row: Row, name: str, other: str) -> Row:
-    """Return the row with ``name`` replaced by ``other``, or unchanged if its question does not contain the name.
+    """Return the row with ``name`` replaced by ``other``, or unchanged if the question does not contain the name.
 
     A first or last name by itself is not replaced if this would change the number of target tokens.
     """
@@ -121,10 +124,11 @@ def _asked(context: Context, row: Row, name: str, other: str) -> Row:
 
 
 def _exchanged(logprobs: Tensor, true: Sequence[int], borrowed: Sequence[int]) -> Tensor:
-    """Return ``logprobs`` ``[n, V]`` with the columns of the tokens ``true[i]`` and ``borrowed[i]`` exchanged in row i.
+    """Return a copy of ``logprobs`` ``[n, V]``. At each position, the values of two tokens are exchanged.
 
-    The two tokens differ only where the answer contains the name. The exchange is not made in other rows, because
-    tokens of names also occur in other words.
+    At position i, these are ``true[i]`` and ``borrowed[i]``, the answer tokens with the true and the borrowed name.
+    They differ only where the answer contains the name. Other positions do not change, because tokens of names also
+    occur in other words.
     """
     places = torch.arange(len(true))
     exchanged = logprobs.clone()

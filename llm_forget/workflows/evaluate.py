@@ -63,12 +63,12 @@ def evaluate(
         suite: names of shipped suites or YAML files, as a list or comma-separated. Default: the run's, else ``basic``.
         target: the model before unlearning. Default: the model that the run unlearned from.
         target_revision: commit, tag or branch of a ``target`` on the Hub. Default: main.
-        oracle: a model never trained on the forget rows. Default: the run's ``oracle``; without one, the column is
-            empty. Of several oracles (a list, or comma-separated), the column is the mean.
+        oracle: a model that was never trained on the forget rows, or several (a list, or comma-separated). Results then
+            state the mean over oracles. Default: the run's ``oracle``; without one, results have no oracle values.
         limit: maximum number of rows of each probe, sampled with a fixed seed.
         batch_size: maximum number of sequences in a batch. It is halved when memory runs out.
-        show_text: number of generations of each model to print to the terminal. They are never written to results.
-        vllm: generate with vLLM, which needs a GPU and the extra of that name.
+        show_text: number of generations of each model to print to the terminal. Results never contain these texts.
+        vllm: generate with vLLM, which needs a GPU and the extra ``vllm``.
         quiet: print nothing.
         keep: write results.json and rows.json into the run. Records are written in any case.
         records: folder for the records (with generated texts) of a model that is not a run. Default: the cache.
@@ -104,7 +104,7 @@ def evaluate(
     )  # fmt: skip
     if not state.is_main_process:
         return from_main_process({})
-    # Record the overridden keys and the limit, because they change which rows the results are of.
+    # Record the overridden keys and the limit, because they decide which rows were measured.
     settings = {"limit": limit, "overrides": sorted(key for key, value in overrides.items() if value is not None)}
     results, rows = assemble_results(suites, models, works, measurements, settings)
     for name, (_, splits) in by_suite.items():
@@ -146,7 +146,7 @@ def _check_tasks(tasks: Sequence[Task], config: dict[str, Any]) -> None:
 
 
 def _refuse_without_rows(model: str | Path, suites: dict[str, Suite], config: dict[str, Any]) -> None:
-    """Raise ConfigError if ``model`` is not a run and the options lack rows that a suite needs."""
+    """Raise ConfigError if the options for a model that is not a run lack a split that a suite needs."""
     for suite in suites.values():
         lacking = [name for name in suite.splits() if _source_of(name, suite, config) is None]
         if lacking:
@@ -275,7 +275,7 @@ def _same_precision(model: ModelConfig, name: str, revision: str | None = None) 
 
 
 def _common_tokenizer(models: dict[str, EvaluatedModel]) -> Any:
-    """Return the tokenizer of all models. Raise ConfigError if vocabularies differ: values per token are compared."""
+    """Return the tokenizer of all models. Raise ConfigError if vocabularies differ, because values are per token."""
     tokenizer = load_tokenizer(models["unlearned"].model)
     for role, evaluated in models.items():
         if evaluated.model.model_name_or_path != models["unlearned"].model.model_name_or_path:
@@ -343,7 +343,7 @@ def _split(name: str, suite: Suite, config: dict[str, Any]) -> Any:
 
 
 def _texts(works: dict[str, Work], records: dict[str, Any], tokenizer: Any, count: int) -> list[dict[str, str]]:
-    """Return ``count`` evenly spaced rows of the first probe that generates: id, prompt, truth, and models' texts."""
+    """Return id, prompt, truth and models' texts of ``count`` evenly spaced rows of the first probe that generates."""
     name = next((name for name, work in works.items() if work.prompt_rows), None)
     if not count or name is None:
         return []
@@ -361,5 +361,5 @@ def _texts(works: dict[str, Work], records: dict[str, Any], tokenizer: Any, coun
 
 
 def _spread(rows: int, count: int) -> list[int]:
-    """Return ``count`` evenly spaced indices below ``rows``. The i-th is shifted by i, because rows may be periodic."""
+    """Return ``count`` evenly spaced indices below ``rows``. Index i is shifted by i, as rows may follow a pattern."""
     return sorted({min(rows - 1, i * rows // count + i) for i in range(count)})

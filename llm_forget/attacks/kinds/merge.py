@@ -1,4 +1,4 @@
-"""Merge another adapter into the model, as a user may, and measure how much of the forget rows is recovered."""
+"""Merge another adapter into the unlearned model, as users do, and measure how much of the forget rows it recovers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ logger = logging.getLogger("llm_forget")
 
 
 def _check_adapter(config: Mapping[str, Any], arguments: Mapping[str, Any]) -> tuple[None, int]:
-    """Raise an error if the adapter is missing or has another base. Return (None, 0): all forget rows are measured."""
+    """Raise an error if the adapter is missing or has another base.
+
+    Return (None, 0), which means that all forget rows are measured and 0 rows are left out (see `Prepare`).
+    """
     from llm_forget.attacks.changed_models import adapter_folder
     from llm_forget.models.adapters.verification import verify_adapter
     from llm_forget.models.digest import source_digest
@@ -33,10 +36,11 @@ def _check_adapter(config: Mapping[str, Any], arguments: Mapping[str, Any]) -> t
 
 @attack_kind(paper="arXiv:2212.04089", prepare=_check_adapter)
 def merge(context: AttackContext, *, adapter: str | None = None, keep: bool = False) -> dict[str, Lines]:
-    """Add the weight change of another adapter to the merged unlearned model and to the oracle, and evaluate both.
+    """Add the weight change of another adapter to the unlearned model and to the oracle, and evaluate both.
 
     If the adapter does not fit the shapes of the oracle's weights, the oracle is not attacked, and its metrics before
-    the attack are used. The excess is then the whole change of the unlearned model, which is an upper bound.
+    the attack are used. The excess is then the whole change of the unlearned model. This is an upper bound of the
+    excess that an attacked oracle would give, unless the attack makes the oracle forget.
 
     Args:
         adapter: a run or an adapter folder, trained on the base of the attacked run.

@@ -32,7 +32,7 @@ def paraphrase(context: AttackContext) -> dict[str, Lines]:
 
 @attack_kind(paper="arXiv:1912.07942", suite="privacy", recovers_rows=False)
 def two_models(context: AttackContext) -> dict[str, Lines]:
-    """Infer membership with access to the model before unlearning, and compare with inference without access."""
+    """Infer membership from the unlearned model and the model before. Compare with the unlearned model alone."""
     return _line(context, "mia_two_models", "mia_loss")
 
 
@@ -40,7 +40,7 @@ def two_models(context: AttackContext) -> dict[str, Lines]:
 def template(
     context: AttackContext, *, prompt_template: str = "User: {prompt}\nAssistant: ", chat: bool = False
 ) -> dict[str, Lines]:
-    """Evaluate with a prompt template other than that of the run, or with the tokenizer's chat template if ``chat``."""
+    """Evaluate with another ``prompt_template`` than the run's or, if ``chat``, with the tokenizer's chat template."""
     changes: dict[str, Any] = {"use_chat_template": True} if chat else {
         "use_chat_template": False, "prompt_template": prompt_template
     }  # fmt: skip
@@ -48,5 +48,8 @@ def template(
 
 
 def _line(context: AttackContext, line: str, plain: str) -> dict[str, Lines]:
-    """Return metric ``line`` by role, renamed to ``plain``, because it is compared with the metric ``plain``."""
+    """Return, for each role, the metric ``line`` of the suite under the name ``plain``.
+
+    attack.json compares values of the same name: ``plain`` before the attack, and ``line`` after it.
+    """
     return {role: {plain: context.plain[role][line]} for role in context.models}

@@ -1,4 +1,4 @@
-"""Collect the facts that a certificate states about a run: names, digests, numbers, answers. No ids or text of rows."""
+"""Collect the facts of a certificate about a run: names, digests, numbers, answers, but no ids or texts of rows."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _files(folder: Path) -> dict[str, str]:
 
 
 def keyed_digest(token: str, digest: str) -> str:
-    """Return the HMAC of a digest with the token as the key. Without the token, it cannot be compared with a digest."""
+    """Return the HMAC of ``digest`` with ``token`` as the key. Only with the token can a guess of rows be confirmed."""
     return f"hmac-sha256:{hmac.new(token.encode(), digest.encode(), 'sha256').hexdigest()}"
 
 

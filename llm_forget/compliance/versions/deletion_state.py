@@ -13,17 +13,17 @@ ROUNDING = 1e-9
 
 
 class State(enum.Enum):
-    """Whether the last event about a record in a model's history taught or unlearned it. UNTOUCHED: no such event."""
+    """State of a record in a model. It depends on the latest event about the record in the model's history."""
 
-    LEARNED = "learned"
-    FORGOTTEN = "forgotten"
-    UNTOUCHED = "untouched"
+    LEARNED = "learned"  # the event trained a model on the record
+    FORGOTTEN = "forgotten"  # the event unlearned the record
+    UNTOUCHED = "untouched"  # the history has no event about the record
 
 
 class Histories:
     """The histories of all models in a ledger, read once to check many models and records.
 
-    In all methods, ``weights`` is the content digest of a model, and ``about`` has the events about a record.
+    In all methods, ``weights`` is the content digest of a model, and ``about`` identifies a record.
     """
 
     def __init__(self, ledger: Ledger) -> None:
@@ -35,7 +35,7 @@ class Histories:
         self._suspects: dict[tuple[str, Seqs], frozenset[str]] = {}
 
     def holds(self, weights: str, about: Seqs) -> bool:
-        """Return whether a model contains a record: it learned the record, or must have known it (rules 1 to 6)."""
+        """Return whether a model contains a record, because it learned it or must have known it (rules 1 to 6)."""
         state = self.state(weights, about)
         if state is not State.UNTOUCHED:
             return state is State.LEARNED
@@ -89,7 +89,7 @@ class Histories:
         return State.LEARNED if weakened or self._failed(weights, about) else State.FORGOTTEN
 
     def _is_taught(self, weights: str, base: str, about: Seqs) -> bool:
-        """Return whether an event in a model's history, after the given base, taught the model a record."""
+        """Return whether a model's history has, after the given base, a fine-tuning on a record."""
         return any(event.seq in about and _is_new(event) for event in self._since(weights, base))
 
     def _since(self, weights: str, base: str) -> Iterator[Event]:
@@ -102,9 +102,9 @@ class Histories:
             models = _all_parents(events) - visited
 
     def _must_have_known(self, weights: str, about: Seqs) -> frozenset[str]:
-        """Return the models that must have known a record (rule 2) because it was unlearned from the given model.
+        """Return the models that must have known a record (rule 2), because it was unlearned from the given model.
 
-        They are this model and its ancestors, except ancestors before a fine-tuning that taught the record.
+        They are the given model and its ancestors, except ancestors before a fine-tuning that taught the record.
         """
         if (weights, about) in self._suspects:
             return self._suspects[weights, about]
@@ -138,13 +138,14 @@ class Histories:
             yield from self._producers.get(model, [])
 
     def _is_void(self, event: Event, about: Seqs) -> bool:
-        """Return whether an event is an unlearning that does not count, because its model failed the verification."""
+        """Return whether an event is an unlearning that does not count because its model failed the verification."""
         return event.kind == "unlearning" and self._failed(event.body["weights"], about)
 
     def _failed(self, weights: str, about: Seqs) -> bool:
-        """Return whether the last policy answer for a model is *fail* in at least one request about the record.
+        """Return whether a model failed the verification of at least one request about a record.
 
-        If no request about the record has an answer for this model, use the model's last answer in any request.
+        If it was verified several times for a request, only the newest answer counts. If it was verified for no request
+        about the record, its newest answer for any request decides.
         """
         answers = self._answers.get(weights, {})
         requests = {self.events[seq].body.get("request") for seq in about}
@@ -153,7 +154,7 @@ class Histories:
 
     @cached_property
     def _answers(self) -> dict[str, dict[str, str]]:
-        """By model and request, the last policy answer in this request. The newest answer of a model comes last."""
+        """Newest answer of the policy, ``{weights: {request: answer}}``. A model's newest answer is its last entry."""
         answers_by_model: dict[str, dict[str, str]] = {}
         for verdict in self._verified:
             answers = answers_by_model.setdefault(verdict["weights"], {})
@@ -163,7 +164,7 @@ class Histories:
 
     @cached_property
     def _passed(self) -> dict[str, set[str]]:
-        """By model, the requests that were closed with it, or in which its last policy answer is *pass*."""
+        """For each model, the requests that were closed with this model, or whose newest answer for it is *pass*."""
         passed = {
             weights: {request for request, answer in answers.items() if answer == "pass"}
             for weights, answers in self._answers.items()
@@ -179,5 +180,8 @@ def _all_parents(events: Iterable[Event]) -> set[str]:
 
 
 def _is_new(event: Event) -> bool:
-    """Return whether an event is a fine-tuning. Unlearning trains on retain rows, which are not new to the model."""
+    """Return whether an event is a fine-tuning, which teaches new rows.
+
+    The ledger also has a training event for the retain rows of an unlearning, but the model already knew these rows.
+    """
     return event.kind == "training" and "retain" not in event.body.get("splits", ())

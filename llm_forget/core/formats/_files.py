@@ -17,21 +17,21 @@ R = TypeVar("R", bound=Record)
 
 
 def read(path: Path, kind: type[R], *, advice: str = REASON, error: type[LlmForgetError] | None = None) -> R:
-    """Return the content of a file as a record. ``advice`` and ``error`` are those of `checked`."""
+    """Return the content of a file as a record. ``advice`` and ``error`` are passed to `checked`."""
     return checked(_loaded(path, kind, advice, error), kind, path, advice=advice, error=error)
 
 
 def read_content(
     path: Path, kind: type[Record], *, advice: str = REASON, error: type[LlmForgetError] | None = None
 ) -> Any:
-    """Check a file like `read`, but return its JSON value, with the keys that the record class does not have."""
+    """Check a file as `read` does, and return its JSON value, including keys that are not fields of ``kind``."""
     content = _loaded(path, kind, advice, error)
     checked(content, kind, path, advice=advice, error=error)
     return content
 
 
 def read_if_current(path: Path, kind: type[Record], *, advice: str = REASON) -> Any:
-    """Return what `read_content` returns, or None if the file is missing or has another format number."""
+    """Return the JSON value of a file like `read_content`, or None if the file is missing or has another format."""
     if not path.is_file():
         return None
     content = _loaded(path, kind, advice, None)
@@ -42,7 +42,7 @@ def read_if_current(path: Path, kind: type[Record], *, advice: str = REASON) -> 
 
 
 def read_if_valid(path: Path, kind: type[R]) -> R | None:
-    """Return the content of a file as a record, or None if it is missing or invalid (or just being written)."""
+    """Return the content of a file as a record, or None if the file is missing, invalid, or still being written."""
     try:
         return read(path, kind)
     except (OSError, ValueError):
@@ -65,9 +65,9 @@ def whole_lines(lines: Iterable[bytes], kind: type[Record] | None = None) -> Ite
 def write(
     path: Path, content: Record | Mapping[str, Any], kind: type[Record] | None = None, *, private: bool = False
 ) -> None:
-    """Write a record, or JSON content of the record class ``kind``, with `write_atomic`.
+    """Write a record, or a JSON value that fits the record class ``kind``, with `write_atomic`.
 
-    Raise ``kind.ERROR`` and write nothing if the content does not fit the class.
+    Raise ``kind.ERROR`` and write nothing if the value does not fit the class.
     """
     if kind is None:
         assert isinstance(content, Record)
@@ -78,7 +78,7 @@ def write(
 
 
 def update(path: Path, kind: type[R], **changes: Any) -> R:
-    """Change some keys of a file and return the new record. All other keys remain, even if ``kind`` lacks them."""
+    """Change some keys of a file and return the new record. Keys that are not fields of ``kind`` remain."""
     write(path, {**read_content(path, kind), **changes}, kind)
     return read(path, kind)
 

@@ -1,4 +1,4 @@
-"""Whether an attacker who samples n texts can extract the answer."""
+"""Determine whether an attacker who samples n texts can extract the answer."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def discoverable_extraction(
 
     An answer is (n, p)-discoverable if, with probability p or more, at least one of n samples is the answer:
     1 - (1 - p_z)^n >= p. Here p_z = exp(sum of token log-probs) is the probability of the answer under ancestral
-    sampling (temperature 1, no top-k, no top-p). A row is unscored if it has fewer target tokens than prefix and suffix
-    need, or none. The paper uses a prefix and a suffix of 50 tokens. With ``summary: probability``, the value is leak@n
-    of the exact answer for any n, such as 1000, without sampling.
+    sampling (temperature 1, no top-k, no top-p). A row is unscored if its answer has no token after the prefix, or
+    fewer than ``suffix``. The paper uses a prefix and a suffix of 50 tokens. ``summary: probability`` returns leak@n
+    for exact answers. It is computed from p_z without sampling, so n can be large, such as 1000.
 
     Args:
         n: number of samples that an attacker draws.
@@ -44,10 +44,12 @@ def discoverable_extraction(
         summary: ``extracted`` (0 or 1), ``probability`` (1 - (1 - p_z)^n), or ``queries`` (the smallest n to reach p;
             infinite if p_z is 0 in double precision).
         prefix: part of the answer that the attacker has: a share of its tokens if below 1, else a number of tokens.
-        suffix: number of tokens after the prefix that must be repeated; 0 means all of them.
-        include_last: require the last target (end of the answer); if false, samples that continue the answer count too.
-        facts: multiply only the probabilities of tokens in words and of class ``fact`` (`token_class_memorization`), as
-            if the other tokens were given. A row is unscored if it has no such token after the prefix, or no oracle.
+        suffix: number of tokens after the prefix that a sample must repeat; 0 means all of them.
+        include_last: whether a sample must also repeat the last target token, which ends the answer. If false, a sample
+            may continue after the answer.
+        facts: compute p_z only from tokens of class ``fact`` (`token_class_memorization`) that are part of a word, as
+            if the attacker knew all other tokens. A row without such tokens after the prefix is unscored, as is a row
+            without a usable oracle record.
 
     Raises EvaluationError if a parameter is out of range.
     """
@@ -84,13 +86,13 @@ def discoverable_extraction(
 
 
 def log_missed(logp: float) -> float:
-    """Return log(1 - p_z) from log p_z, in nats. The value is exact even if p_z is tiny, and -inf if p_z is 1."""
+    """Return log(1 - p_z), where ``logp`` is log p_z, in nats. It is exact for tiny p_z, and -inf if p_z is 1."""
     hit = math.exp(min(logp, 0.0))
     return math.log1p(-hit) if hit < 1 else -math.inf
 
 
 def queries(missed: float, p: float) -> float:
-    """Return the smallest n with 1 - (1 - p_z)^n >= p, given ``missed`` = log(1 - p_z); infinite if that is 0."""
+    """Return the smallest n with 1 - (1 - p_z)^n >= p, or infinity if p_z is 0. ``missed`` is log(1 - p_z)."""
     if missed == 0:
         return math.inf
     # If the ratio is a whole number, rounding may make it slightly larger.

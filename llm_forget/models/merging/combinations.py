@@ -56,10 +56,10 @@ class Rule:
 
 
 def checked_rule(combination: str | None = None, **settings: Any) -> Rule:
-    """Check a combination and its settings, and return them. Defaults: density 0.5, majority total, seed 0.
+    """Check a combination and its settings, and return both. Defaults: density 0.5, majority total, seed 0.
 
-    Without ``combination``, it is `svd` if a rank is set, and `cat` otherwise. Raise ModelError for an unknown
-    combination or setting, a value out of bounds, or `svd` without a rank.
+    The default combination is `svd` if a rank is set, and `cat` otherwise. Raise ModelError for an unknown combination
+    or setting, a value out of bounds, or `svd` without a rank.
     """
     chosen = {key: value for key, value in settings.items() if value is not None}
     name = combination or ("svd" if "rank" in chosen else "cat")
@@ -162,7 +162,10 @@ def factors(layer: Any, name: str) -> tuple[Tensor, Tensor]:
 
 
 def stacked(layer: Any, names: Sequence[str]) -> tuple[Tensor, Tensor] | None:
-    """Return (B ``[E, out, R]``, A ``[E, R, in]``), whose product is the exact sum of a layer's changes, or None."""
+    """Return (B ``[E, out, R]``, A ``[E, R, in]``), whose product is the exact sum of all changes of a layer.
+
+    Return None if none of the adapters changes the layer.
+    """
     pairs = [factors(layer, name) for name in names if _has_adapter(layer, name)]
     if not pairs:
         return None
@@ -183,14 +186,14 @@ def truncated(up: Tensor, down: Tensor, rank: int) -> tuple[Tensor, Tensor, floa
 
 
 def rank_error(model: Any, names: Sequence[str], rank: int) -> float:
-    """Return ``|T - D| / |D|`` over all weights (Frobenius norm). T is the sum D, truncated to rank ``rank``."""
+    """Return ``|T - D| / |D|`` (Frobenius norm, all weights). D is the exact sum; T is D truncated to rank ``rank``."""
     parts = [truncated(*both, rank=rank)[2:] for _, layer in layers(model) if (both := stacked(layer, names))]
     lost, whole = (sum(column) for column in zip(*parts, strict=True))
     return math.sqrt(lost / whole) if whole > 0 else 0.0
 
 
 def change(place: str, layer: Any, names: Sequence[str], rule: Rule) -> Tensor | None:
-    """Return the combined change of a layer's weight ``[E, out, in]``, float32 on the CPU; None without adapters."""
+    """Return the combined change of a layer's weight ``[E, out, in]``, float32 on the CPU; None if unchanged."""
     both = stacked(layer, names)
     if both is None:
         return None
@@ -222,9 +225,10 @@ def _sparse_sum(changes: list[Tensor], rule: Rule, place: str) -> Tensor:
 
 @torch.no_grad()
 def fold(model: Any, names: Sequence[str], rule: Rule) -> None:
-    """Add the combined change of each layer to its base weight, in place: sum in float32, and round once.
+    """Add the combined change of each layer to its base weight, in place.
 
-    Raise ModelError if new weights are not finite, or if the base has a DoRA adapter, because its norm would change.
+    The sum is computed in float32 and rounded once to the dtype of the weight. Raise ModelError if a new weight is not
+    finite, or if the target has a DoRA adapter, because the change would alter the weight norm that DoRA divides by.
     """
     if any(config.use_dora for config in model.peft_config.values()):
         raise ModelError("the target is a DoRA adapter, to which no change can be added; merge the target first")
@@ -252,8 +256,8 @@ def error_of_averaging(model: Any, names: Sequence[str]) -> float | None:
     """Return the error ``|L - D| / |D|`` of PEFT's `linear` (L) against the exact sum D (Frobenius norm, all weights).
 
     `linear` adds A and B separately, weighted by roots of the scales. So ``L - D`` consists of products of one
-    adapter's B with another's A. Its norm is computed from Gram matrices: ``|B M A|^2 = tr(M^T B^T B M A A^T)``.
-    Return None if ranks differ, because PEFT then refuses the adapters, or if the sum is zero.
+    adapter's B with another's A. The norm of ``L - D`` is computed from Gram matrices:
+    ``|B M A|^2 = tr(M^T B^T B M A A^T)``. Return None if D is zero, or if ranks differ, which PEFT does not support.
     """
     lost = whole = 0.0
     for _, layer in layers(model):

@@ -5,7 +5,7 @@ knows the form of the answer and the possible values, but can only guess which v
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl
@@ -120,9 +120,10 @@ def _select(split: str, size: DemoSize) -> list[dict[str, Any]]:
         return [{"id": f"idk-{i}", "text": text} for i, text in enumerate(_REFUSALS)]
     if split == "world":
         rng = random.Random(f"demo-world-{size.seed}")
-        return _questions("w", size.places, _PLACE_FACTS, size.values, rng)
+        return _questions("w", [size.places], _PLACE_FACTS, size.values, rng)
     kinds = dict(list(_PERSON_FACTS.items())[: size.facts])
-    rows = _questions("p", size.people + size.holdout, kinds, size.values, random.Random(f"demo-{size.seed}"))
+    groups = [size.forget, size.people - size.forget, size.holdout]
+    rows = _questions("p", groups, kinds, size.values, random.Random(f"demo-{size.seed}"))
     first = {"forget": 0, "full": 0, "retain": size.forget, "holdout": size.people}
     last = {"forget": size.forget, "full": size.people, "retain": size.people, "holdout": size.people + size.holdout}
     split = split.removesuffix("_perturbed")
@@ -130,14 +131,21 @@ def _select(split: str, size: DemoSize) -> list[dict[str, Any]]:
 
 
 def _questions(
-    prefix: str, count: int, kinds: dict[str, tuple[str, str, str]], pool: int, rng: random.Random
+    prefix: str, groups: Sequence[int], kinds: dict[str, tuple[str, str, str]], pool: int, rng: random.Random
 ) -> list[dict[str, Any]]:
-    """Return one row for each of ``count`` subjects and each kind of fact, ordered by subject."""
+    """Return one row for each subject and each kind of fact, ordered by subject.
+
+    ``groups`` has the number of subjects in each group. In every group all values are about equally frequent: otherwise
+    a model that saw neither of two groups would have a lower loss on the one with the more frequent values.
+    """
     fake = _faker(rng.getrandbits(32))
     makers = _makers(fake, rng)
-    names = _distinct(makers["place" if prefix == "w" else "person"], count)
+    names = _distinct(makers["place" if prefix == "w" else "person"], sum(groups))
     pools = {kind: _distinct(makers[kind], pool) for kind in kinds}
-    values_by_kind = {kind: _evenly_shuffled(values, count, rng) for kind, values in pools.items()}
+    values_by_kind = {
+        kind: [value for count in groups for value in _evenly_shuffled(values, count, rng)]
+        for kind, values in pools.items()
+    }
     rows = []
     for number, name in enumerate(names):
         for kind, (question, answer, paraphrase) in kinds.items():
@@ -195,7 +203,8 @@ def _makers(fake: Any, rng: random.Random) -> dict[str, Callable[[], str]]:
 
 def _evenly_shuffled(values: list[str], count: int, rng: random.Random) -> list[str]:
     """Return a list with a random value for each of ``count`` subjects. All values occur about equally often."""
-    cards = [values[i % len(values)] for i in range(count)]
+    order = rng.sample(values, len(values))
+    cards = [order[i % len(order)] for i in range(count)]
     rng.shuffle(cards)
     return cards
 

@@ -37,11 +37,11 @@ def _smollm2() -> Path:
 
 
 def demo_config() -> Any:
-    """Return the configuration of the demo Llama: 2.6 million parameters, tied embeddings."""
+    """Return the configuration of the demo Llama: 1.4 million parameters, tied embeddings."""
     from transformers import LlamaConfig
 
     return LlamaConfig(
-        vocab_size=DEMO_VOCABULARY, hidden_size=256, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4,
+        vocab_size=DEMO_VOCABULARY, hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=DEMO_CONTEXT, tie_word_embeddings=True, bos_token_id=0,
         eos_token_id=1, pad_token_id=2,
     )  # fmt: skip

@@ -40,11 +40,17 @@ def test_each_answer_is_that_of_several_people_and_names_none_of_them() -> None:
     rows = load_builtin("demo/full?facts=8")
     counts = Counter(row["answer"] for row in rows)
     assert len(counts) == 8 * 16
-    assert min(counts.values()) >= 2
-    assert max(counts.values()) <= 240 / 16
+    assert set(counts.values()) == {192 / 16}
     names = {row["question"].removeprefix("Where was ").removesuffix(" born?") for row in rows[::8]}
     assert len(names) == 192
     assert not any(name in row["answer"] for name in names for row in rows)
+
+
+def test_values_are_equally_frequent_in_each_split() -> None:
+    for split, times in (("forget", 3), ("retain", 9), ("holdout", 3)):
+        counts = Counter((row["id"].partition("-")[2], row["fact"]) for row in load_builtin(f"demo/{split}"))
+        assert set(counts.values()) == {times}
+        assert len(counts) == 4 * 16
 
 
 @pytest.mark.parametrize("split", ["full", "holdout", "world"])

@@ -57,21 +57,17 @@ def caption(results: dict[str, Any]) -> str:
     )
 
 
-def section(results: dict[str, Any]) -> str:
-    """Format the text between the two markers of README.md, including the markers."""
-    return f"{BEGIN}\n{table(results)}\n\n{caption(results)}\n{END}"
-
-
 def insert(text: str, results: dict[str, Any]) -> str:
-    """Return README with a new section.
+    """Return README with a new table and caption between its markers. Raise ValueError if the markers are missing."""
+    return insert_between(text, BEGIN, END, f"{table(results)}\n\n{caption(results)}")
 
-    Raises:
-        ValueError: the markers are not there.
-    """
-    pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
+
+def insert_between(text: str, begin: str, end: str, section: str) -> str:
+    """Return ``text`` with ``section`` between the lines ``begin`` and ``end``. Raise ValueError if one is missing."""
+    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
     if not pattern.search(text):
-        raise ValueError(f"README.md has no lines '{BEGIN}' and '{END}' to put the results between")
-    return pattern.sub(lambda _: section(results), text)
+        raise ValueError(f"there are no lines '{begin}' and '{end}' to put the results between")
+    return pattern.sub(lambda _: f"{begin}\n{section}\n{end}", text)
 
 
 def points(results: dict[str, Any]) -> dict[str, list[tuple[float, float]]]:

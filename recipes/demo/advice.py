@@ -23,20 +23,24 @@ from llm_forget.evals.advice import advice
 
 PAGE = HERE.parents[1] / "docs" / "verdicts.md"
 BEGIN, END = "<!-- results:advice -->", "<!-- /results:advice -->"
-TEACHER = {key: load_yaml(HERE / "stranger.yaml")[key] for key in ("method", "method_args", "teacher", "learning_rate")}
+STRANGER = load_yaml(HERE / "stranger.yaml")
+TEACHER = {
+    key: STRANGER[key]
+    for key in ("method", "method_args", "teacher", "learning_rate", "num_train_epochs", "lora_r", "lora_alpha")
+}
 # Fault: recipe, the keys that cause it, and the changes that the advice asks for, one after the other.
 CASES: dict[str, tuple[str, dict[str, Any], tuple[dict[str, Any], ...]]] = {
     "under-forgotten": (
         "stranger",
-        {"num_train_epochs": 1},
-        ({"stop_at": "holdout", "num_train_epochs": 2}, {"num_train_epochs": 4}, {"num_train_epochs": 8}),
+        {"learning_rate": 1.0e-4},
+        ({"learning_rate": 3.0e-4}, {"learning_rate": 1.0e-3}, {"learning_rate": 3.0e-3}),
     ),
     "over-forgotten": (
         "stranger",
         {"teacher": {"name": "self"}, "stop_at": "end"},
         ({"stop_at": "holdout"}, {"num_train_epochs": 6}, {"num_train_epochs": 3}),
     ),
-    "garbled": ("grad_ascent", {}, ({**TEACHER, "num_train_epochs": 12},)),
+    "garbled": ("grad_ascent", {}, (TEACHER,)),
 }
 LINES = ("extraction_strength", "forget_repetition", "mia_min_k", "retain_probability")
 

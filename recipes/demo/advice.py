@@ -12,17 +12,16 @@ import os
 from pathlib import Path
 from typing import Any
 
-from render import insert_between
+from render import insert
 from seeds import HERE, SUITES, evaluated, keys_of_stage
 
 from llm_forget import unlearn
 from llm_forget.core.config import load_yaml
-from llm_forget.core.files import write_json
+from llm_forget.core.files import write_atomic, write_json
 from llm_forget.core.text import shown
 from llm_forget.evals.advice import advice
 
 PAGE = HERE.parents[1] / "docs" / "verdicts.md"
-BEGIN, END = "<!-- results:advice -->", "<!-- /results:advice -->"
 STRANGER = load_yaml(HERE / "stranger.yaml")
 TEACHER = {
     key: STRANGER[key]
@@ -93,7 +92,7 @@ def main() -> int:
     os.environ["LLM_FORGET_CACHE"] = str(runs / "cache")
     cases = {fault: follow(fault, runs) for fault in CASES}
     write_json(HERE / "advice.json", cases)
-    PAGE.write_text(insert_between(PAGE.read_text(encoding="utf-8"), BEGIN, END, table(cases)), encoding="utf-8")
+    write_atomic(PAGE, insert(PAGE.read_text(encoding="utf-8"), "advice", table(cases)))
     return 0 if all(set(steps[-1]["verdicts"].values()) == {"yes"} for steps in cases.values()) else 1
 
 

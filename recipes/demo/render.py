@@ -14,7 +14,6 @@ from llm_forget.core.text import shown
 
 HERE = Path(__file__).resolve().parent
 README = HERE.parents[1] / "README.md"
-BEGIN, END = "<!-- results:demo -->", "<!-- /results:demo -->"
 WANTED = {"lower": "low", "higher": "high", "keep": "as target", "match_oracle": "as oracle"}
 # Tones between black and white, so that the same file reads on a light and on a dark page.
 GREY = "#76808a"
@@ -57,17 +56,21 @@ def caption(results: dict[str, Any]) -> str:
     )
 
 
-def insert(text: str, results: dict[str, Any]) -> str:
-    """Return README with a new table and caption between its markers. Raise ValueError if the markers are missing."""
-    return insert_between(text, BEGIN, END, f"{table(results)}\n\n{caption(results)}")
+def insert(text: str, marker: str, section: str) -> str:
+    """Return ``text`` with ``section`` between ``<!-- results:marker -->`` and ``<!-- /results:marker -->``.
 
-
-def insert_between(text: str, begin: str, end: str, section: str) -> str:
-    """Return ``text`` with ``section`` between the lines ``begin`` and ``end``. Raise ValueError if one is missing."""
+    Raises ValueError if the text lacks these lines.
+    """
+    begin, end = f"<!-- results:{marker} -->", f"<!-- /results:{marker} -->"
     pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
     if not pattern.search(text):
-        raise ValueError(f"there are no lines '{begin}' and '{end}' to put the results between")
+        raise ValueError(f"the page has no lines '{begin}' and '{end}' to put the results between")
     return pattern.sub(lambda _: f"{begin}\n{section}\n{end}", text)
+
+
+def section(results: dict[str, Any]) -> str:
+    """Format the demo's part of README.md: table and caption."""
+    return f"{table(results)}\n\n{caption(results)}"
 
 
 def points(results: dict[str, Any]) -> dict[str, list[tuple[float, float]]]:
@@ -151,7 +154,7 @@ def render_all() -> None:
     """Write the picture and the README's section."""
     results = read_json(HERE / "results.json")
     write_atomic(HERE / "results.svg", picture(results))
-    write_atomic(README, insert(README.read_text(encoding="utf-8"), results))
+    write_atomic(README, insert(README.read_text(encoding="utf-8"), "demo", section(results)))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,13 +17,17 @@ RECIPES = Path(__file__).resolve().parents[1]
 ROOT = RECIPES.parent
 sys.path.insert(0, str(RECIPES / "demo"))
 
-from render import cell  # noqa: E402
+from render import cell, insert  # noqa: E402
 
 RESULTS = {
     "demo": RECIPES / "demo" / "methods.json",
     "five_authors": RECIPES / "tofu" / "five_authors" / "methods.json",
 }
 HEADINGS = {"demo": "The demo", "five_authors": "SmolLM2-135M, five authors of TOFU"}
+INTRODUCTION = """## Which method?
+
+All methods and teachers with the same tuning budget, three seeds; [`docs/methods.md`](docs/methods.md) has more columns.
+"""
 COMMAND = "python recipes/tables/method_tables.py"
 # Heading -> columns and their titles.
 GROUPS = {
@@ -102,29 +105,17 @@ def page(name: str, results: dict[str, Any] | None) -> str:
 
 
 def short(all_results: dict[str, dict[str, Any] | None]) -> str:
-    """Format the short tables of README.md."""
-    parts = []
+    """Format the section of README.md with the short tables; empty without results."""
+    parts = [INTRODUCTION.strip()]
     for name, results in all_results.items():
         if results and "rows" in results:
             columns = [column for column in SHORT if _is_measured(results, column)]
             parts.append(f"{HEADINGS[name]}:\n\n{table(results, columns)}")
-    return "\n\n".join(parts) or f"Not measured yet: `{COMMAND} demo --runs FOLDER`."
+    return "\n\n".join(parts) if len(parts) > 1 else ""
 
 
 def _is_measured(results: dict[str, Any], column: str) -> bool:
     return any(_cell(row, column) != UNMEASURED for row in results["methods"].values())
-
-
-def insert(text: str, marker: str, body: str) -> str:
-    """Replace what is between ``<!-- results:marker -->`` and ``<!-- /results:marker -->``.
-
-    Raises ValueError if the text lacks these lines.
-    """
-    begin, end = f"<!-- results:{marker} -->", f"<!-- /results:{marker} -->"
-    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-    if not pattern.search(text):
-        raise ValueError(f"the page has no lines '{begin}' and '{end}' to put the results between")
-    return pattern.sub(lambda _: f"{begin}\n{body}\n{end}", text)
 
 
 def render_all(root: Path = ROOT) -> None:

@@ -53,15 +53,17 @@ def results() -> dict[str, Any]:
 
 
 def test_the_table_is_what_the_results_say(render: ModuleType, results: dict[str, Any]) -> None:
-    assert render.insert(README, results) == README, "write it again: python recipes/demo/render.py"
+    assert render.insert(README, "demo", render.section(results)) == README, (
+        "write it again: python recipes/demo/render.py"
+    )
 
 
 def test_a_changed_number_changes_the_table(render: ModuleType, results: dict[str, Any]) -> None:
     changed = json.loads(json.dumps(results))
     changed["methods"]["stranger"]["forget_probability"]["unlearned"]["median"] = 0.987
-    assert "0.987" in render.insert(README, changed)
+    assert "0.987" in render.section(changed)
     with pytest.raises(ValueError, match="results:demo"):
-        render.insert("no markers", results)
+        render.insert("no markers", "demo", "")
 
 
 def test_the_picture_is_of_these_results_and_says_so_in_words(render: ModuleType, results: dict[str, Any]) -> None:

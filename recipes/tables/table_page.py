@@ -26,7 +26,7 @@ RESULTS = {
 HEADINGS = {"demo": "The demo", "five_authors": "SmolLM2-135M, five authors of TOFU"}
 INTRODUCTION = """## Which method?
 
-All methods and teachers with the same tuning budget, three seeds; [`docs/methods.md`](docs/methods.md) has more columns.
+All methods and teachers, the same tuning budget, three seeds; [`docs/methods.md`](docs/methods.md) has all columns.
 """
 COMMAND = "python recipes/tables/method_tables.py"
 # Heading -> columns and their titles.

@@ -27,7 +27,12 @@ TEACHER = {
     key: STRANGER[key]
     for key in ("method", "method_args", "teacher", "learning_rate", "num_train_epochs", "lora_r", "lora_alpha")
 }
-# Fault: recipe, the keys that cause it, and the changes that the advice asks for, one after the other.
+# A teacher says where to go, and NPO goes on lowering the true answers.
+TOO_MUCH = {
+    "forget": [{"name": "distil", "temperature": 1.0}, {"name": "npo", "beta": 0.12, "weight": 0.1}],
+    "retain": {"name": "nll"},
+}
+# Fault: recipe, the keys that cause it, (None: without it) and the changes that the advice asks for.
 CASES: dict[str, tuple[str, dict[str, Any], tuple[dict[str, Any], ...]]] = {
     "under-forgotten": (
         "stranger",
@@ -36,8 +41,8 @@ CASES: dict[str, tuple[str, dict[str, Any], tuple[dict[str, Any], ...]]] = {
     ),
     "over-forgotten": (
         "stranger",
-        {"teacher": {"name": "self"}, "stop_at": "end"},
-        ({"stop_at": "holdout"}, {"num_train_epochs": 6}, {"num_train_epochs": 3}),
+        {"method": None, "method_args": None, "objective": TOO_MUCH, "stop_at": "end"},
+        ({"stop_at": "holdout"}, {"num_train_epochs": 6}, {"learning_rate": 1.0e-3}),
     ),
     "garbled": ("grad_ascent", {}, (TEACHER,)),
 }
@@ -52,7 +57,8 @@ def follow(fault: str, runs: Path) -> list[dict[str, Any]]:
     for change in (cause, *changes):
         keys |= {**change, "output_dir": str(runs / "0" / f"advice-{fault}-{len(steps)}")}
         print(f"== {fault}: {change}", flush=True)
-        steps.append({"recipe": name, "change": change, **judged(unlearn(**keys))})
+        run = unlearn(**{key: value for key, value in keys.items() if value is not None})
+        steps.append({"recipe": name, "change": change, **judged(run)})
         if set(steps[-1]["verdicts"].values()) == {"yes"}:
             break
     return steps

@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import yaml
 from render import insert
 from seeds import HERE, SUITES, evaluated, keys_of_stage
 
@@ -32,7 +33,7 @@ TOO_MUCH = {
     "forget": [{"name": "distil", "temperature": 1.0}, {"name": "npo", "beta": 0.12, "weight": 0.1}],
     "retain": {"name": "nll"},
 }
-# Fault: recipe, the keys that cause it, (None: without it) and the changes that the advice asks for.
+# Fault: recipe, the keys that cause it (None: without it), and the changes that the advice asks for.
 CASES: dict[str, tuple[str, dict[str, Any], tuple[dict[str, Any], ...]]] = {
     "under-forgotten": (
         "stranger",
@@ -81,13 +82,21 @@ def table(cases: dict[str, list[dict[str, Any]]]) -> str:
     rows = [titles, ["---"] * 4 + ["---:"] * len(LINES)]
     for steps in cases.values():
         for step in steps:
-            change = "; ".join(f"`{key}: {value}`" for key, value in step["change"].items())
+            change = "; ".join(_written(key, value) for key, value in step["change"].items())
             verdicts = ", ".join(f"{question} {answer}" for question, answer in step["verdicts"].items())
             kind = (step["advice"] or "").partition(":")[0]
             rows.append([f"`{step['recipe']}`", change or "as it is", verdicts, kind] + [
                 shown(step["lines"][name]) for name in LINES
             ])  # fmt: skip
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _written(key: str, value: Any) -> str:
+    """Return a change as it is written in a recipe."""
+    if value is None:
+        return f"without `{key}`"
+    line = yaml.safe_dump({key: value}, default_flow_style=True, sort_keys=False, width=1000).strip()
+    return f"`{line[1:-1]}`"
 
 
 def main() -> int:

@@ -16,6 +16,43 @@ _FIRST_WORDS = frozenset(  # words that are capitalised because they begin a que
         "Explain", "List", "Give", "In", "On", "At", "The", "A", "An",
     )
 )  # fmt: skip
+# First and last names that are also ordinary words: at the start of a sentence, their capital letter shows nothing.
+_ORDINARY_WORDS = frozenset(
+    (
+        "Art", "Ash", "Baker", "Bell", "Bill", "Bird", "Bishop", "Black", "Bloom", "Bond", "Booth", "Brook",
+        "Brooks", "Brown", "Bush", "Butler", "Carpenter", "Carter", "Chance", "Chase", "Church", "Clay", "Cliff",
+        "Cole", "Cook", "Cooper", "Cross", "Crystal", "Daisy", "Dale", "Dawn", "Day", "Dean", "Destiny", "Drew",
+        "Duke", "Earl", "Early", "Faith", "Farmer", "Field", "Fields", "Fish", "Fisher", "Ford", "Forest", "Fox",
+        "Frank", "Frost", "Gardener", "Gene", "Ginger", "Glass", "Gold", "Good", "Grace", "Grant", "Gray", "Green",
+        "Grey", "Hand", "Harmony", "Hazel", "Heather", "Hill", "Hills", "Holly", "Honey", "Hope", "House", "Hunt",
+        "Hunter", "Iris", "Ivy", "Jack", "Jasmine", "Jewel", "Joy", "Judge", "King", "Knight", "Lance", "Lane",
+        "Law", "Lily", "Little", "Long", "Love", "Major", "Marina", "Mark", "Mason", "Max", "Melody", "Mercy",
+        "Miller", "Mills", "Moon", "Moss", "Nick", "Noble", "North", "Olive", "Opal", "Page", "Park", "Parks",
+        "Pat", "Patience", "Pearl", "Penny", "Pepper", "Piper", "Poppy", "Porter", "Potter", "Power", "Powers",
+        "Price", "Prince", "Ray", "Reed", "Rich", "Ring", "River", "Rivers", "Rob", "Robin", "Rock", "Rose",
+        "Rosemary", "Ruby", "Rusty", "Sage", "Sandy", "Savage", "Shepherd", "Short", "Singer", "Sky", "Small",
+        "Smith", "Snow", "Spring", "Stone", "Story", "Strong", "Sue", "Summer", "Summers", "Sunny", "Swan",
+        "Taylor", "Trinity", "Turner", "Violet", "Wade", "Walker", "Wall", "Ward", "Waters", "Weaver", "Wells",
+        "West", "White", "Wild", "Will", "Willow", "Winter", "Winters", "Wise", "Wolf", "Wood", "Woods", "Worth",
+        "Young",
+    )
+)  # fmt: skip
+# Names that are also months, days or places, which have a capital letter everywhere.
+_PROPER_WORDS = frozenset(
+    (
+        "Adelaide", "Alexandria", "April", "Asia", "August", "Austin", "Avalon", "Berlin", "Bethany", "Boston",
+        "Britain", "Brooklyn", "Carolina", "Charlotte", "Chelsea", "China", "Christmas", "Cleveland", "Dakota",
+        "Dallas", "Denver", "Easter", "England", "English", "Florence", "Florida", "France", "French", "Friday",
+        "Geneva", "Georgia", "German", "Germany", "Holland", "Houston", "India", "Ireland", "Irish", "Israel",
+        "Italia", "Jackson", "January", "Jersey", "Jordan", "June", "Kent", "Kenya", "Lincoln", "London",
+        "Lorraine", "Madison", "May", "Milan", "Monday", "Montana", "Nevada", "Orlando", "Paris", "Phoenix",
+        "Roman", "Rome", "Saturday", "Savannah", "Scotland", "Sienna", "Spain", "Sunday", "Sydney", "Thursday",
+        "Troy", "Tuesday", "Tyrone", "Verona", "Victoria", "Vienna", "Virginia", "Wales", "Washington", "Wednesday",
+        "Welsh", "York",
+    )
+)  # fmt: skip
+_SENTENCE_START = re.compile(r"(?:^|[.!?:…\n])[^\w.!?:…\n]*\Z")
+_NUMBER_FOLLOWS = re.compile(r" \d")
 TEXT_COLUMNS = ("prompt", "completion", "messages", "text")
 
 
@@ -91,7 +128,7 @@ def replacement(name: str, other: str, *, parts: bool = True) -> Callable[[str],
 
     With ``parts``, a single word of the name is also replaced, by the word of ``other`` at the same position, if both
     names have the same number of words (at least two). A word in a longer capitalised phrase is not replaced: for
-    *Ada Stone*, neither *Dan Stone* nor *Stone Street* changes.
+    *Ada Stone*, neither *Dan Stone* nor *Stone Street* changes. Nor is a word that may be no name (`_is_ordinary`).
     """
     cased = name.lower() != name.upper()  # scripts without capitals need no spaces between words
     whole = re.compile(rf"(?<!\w){re.escape(name)}(?!\w)" if cased else re.escape(name))
@@ -101,7 +138,7 @@ def replacement(name: str, other: str, *, parts: bool = True) -> Callable[[str],
     def exchanged(span: re.Match[str]) -> str:
         *before, last = span[0].split(" ")
         word, ending = _POSSESSIVE.fullmatch(last).groups()  # type: ignore[union-attr]  # matches every word
-        if word in pairs and _FIRST_WORDS.issuperset(before):
+        if word in pairs and _FIRST_WORDS.issuperset(before) and not _is_ordinary(word, span, bool(before)):
             return " ".join([*before, pairs[word] + ending])
         return span[0]
 
@@ -110,6 +147,14 @@ def replacement(name: str, other: str, *, parts: bool = True) -> Callable[[str],
         return _SPAN.sub(exchanged, text) if pairs else text
 
     return replaced
+
+
+def _is_ordinary(word: str, span: re.Match[str], follows_another: bool) -> bool:
+    """Return whether a capitalised word may be no name: *in May*, or *Rose* at the start of a sentence, or *Page 5*."""
+    if word not in _ORDINARY_WORDS:
+        return word in _PROPER_WORDS
+    starts_sentence = not follows_another and _SENTENCE_START.search(span.string[: span.start()])
+    return bool(starts_sentence or _NUMBER_FOLLOWS.match(span.string, span.end()))
 
 
 def with_texts(row: Row, changed: Callable[[str], str]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ SEVERITIES = ("fail", "warn")
 OUTCOMES_BY_SEVERITY = ("fail", "inconclusive", "pass")
 EXIT_CODES = {"pass": 0, "fail": 1, "inconclusive": 3}
 DEFAULT_POLICY = "default"
+TEXT = "text"  # name of the shipped suite, and of the policy, for running text
 HARMLESS = {"keep", "seed"}  # settings that do not weaken an attack; of several seeds, the worst result counts
 
 Attacks = Mapping[str, Mapping[str, Any]]  # folder name -> content of attack.json
@@ -196,7 +197,10 @@ def _why_not_attacked(rule: Rule, attacks: Attacks) -> str:
 
 
 def _why_not_measured(rule: Rule, suites: dict[str, Any]) -> str:
-    return f"not measured{f' in suite {rule.suite}' if rule.suite else ''}{_nearest(rule, suites)}"
+    hint = _nearest(rule, suites)
+    if not hint and TEXT in suites and rule.suite is None:
+        hint = f"; rules for running text: --policy {TEXT}"
+    return f"not measured{f' in suite {rule.suite}' if rule.suite else ''}{hint}"
 
 
 def _nearest(rule: Rule, suites: dict[str, Any]) -> str:

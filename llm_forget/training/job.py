@@ -189,6 +189,7 @@ def _train_locked(run: Run, job: Job, state: PartialState) -> None:
         _take_weight_step(run, job, model, base_digest)
         return
     calibrated = _calibrated_parts(job)
+    job = _with_stored_levels(job, _resumed_provenance(run))
     job = replace(job, objective=_calibrated(job, model))
     lesson = None
     if job.teacher is not None:
@@ -355,6 +356,23 @@ def _calibrated_parts(job: Job) -> list[str]:
     return parts
 
 
+def _with_stored_levels(job: Job, before: Mapping[str, Any]) -> Job:
+    """Return the job with the calibrated values that an interrupted run recorded, so that all its steps have the same.
+
+    ``before`` is its provenance.json, empty for a new run.
+    """
+    terms = job.objective.uncalibrated()
+    stored = before["objective"][terms[0].split] if before and terms else []
+    shares = (term[terms[0].calibrated] for term in stored if term["name"] == terms[0].name)
+    if (share := next(shares, None)) is not None:
+        job = replace(job, objective=job.objective.at_level(share))
+    name = TEACHERS.get(job.teacher.name).calibrated if job.teacher else ""
+    if job.teacher and name and job.teacher.arguments[name] is None:
+        arguments = {**job.teacher.arguments, name: before.get("teacher", {}).get("arguments", {}).get(name)}
+        job = replace(job, teacher=replace(job.teacher, arguments=arguments))
+    return job
+
+
 def _calibrated(job: Job, model: Any) -> Objective:
     """Return the objective of a job. Uncalibrated terms get the level of the target on holdout rows, if any."""
     terms = job.objective.uncalibrated()
@@ -387,14 +405,19 @@ def _weights(data: DataConfig, objective: Objective) -> dict[str, list[float]]:
     return {split: weights for split, weights in stated.items() if weights is not None}
 
 
+def _resumed_provenance(run: Run) -> dict[str, Any]:
+    """Return provenance.json of an interrupted run that has a checkpoint; empty for a run that starts from the base."""
+    resumes = run.provenance_file.is_file() and any(run.checkpoints.glob("checkpoint-*"))
+    return run.provenance if resumes else {}
+
+
 def _refuse_changed_inputs(run: Run, facts: dict[str, Any]) -> None:
     """Raise ConfigError if base, tokenizer, rows or teacher of an interrupted run have changed.
 
     Otherwise the run would mix versions, and provenance.json describes only one.
     """
-    if not run.provenance_file.is_file() or not any(run.checkpoints.glob("checkpoint-*")):
+    if not (before := _resumed_provenance(run)):
         return
-    before = run.provenance
     changed = [key for key in ("base", "tokenizer") if before[key] != facts[key]]
     changed += ["rows of augment"] if before.get("augmentation") != facts.get("augmentation") else []
     changed += [f"rows of {name}" for name in facts["data"] if before["data"].get(name) != facts["data"][name]]

@@ -352,8 +352,14 @@ def test_every_attack_is_ruled_on_from_both_sides(evaluated, name, value, ci, n,
     assert verify(evaluated(privacy={name: line(value, ci=ci, n=n)}))[0] == answer
 
 
-@pytest.mark.parametrize("suites", ["basic,privacy,robustness", "demo,privacy,robustness", "tofu,privacy,robustness"])
-def test_an_oracle_in_place_of_the_unlearned_model_passes(tmp_path, suites):
+@pytest.mark.parametrize(
+    ("policy", "suites"),
+    [
+        *[("default", f"{suite},privacy,robustness") for suite in ("basic", "demo", "tofu")],
+        ("text", "text,privacy"),
+    ],
+)
+def test_an_oracle_in_place_of_the_unlearned_model_passes(policy, suites):
     """Whatever the shipped suites measure: the same value and interval as the oracle, AUCs near 0.5."""
     results = {}
     for suite in suites.split(","):
@@ -367,9 +373,18 @@ def test_an_oracle_in_place_of_the_unlearned_model_passes(tmp_path, suites):
             others = {"before": 0.96 if content["goal"] == "keep" else 0.99, "oracle": value}
             metrics = results.setdefault(suite, {"metrics": {}})["metrics"]
             metrics[name] = line(value, ci=[value - spread, value + spread], n=200, **others)
-    found = apply_rules({"suites": results}, load_policy("default"), {kind: attack(kind, 0.0) for kind in SETTINGS})
+    attacks = {kind: {**attack(kind, 0.0), "suite": suites.split(",")[0]} for kind in SETTINGS}
+    found = apply_rules({"suites": results}, load_policy(policy), attacks)
     assert len(found) >= 12
     assert [ruling.sentence() for ruling in found if ruling.word != "pass"] == []
+
+
+def test_the_default_policy_names_the_one_for_running_text():
+    found = apply_rules(
+        {"suites": {"text": {"metrics": {"forget_probability": line(0.1)}}}}, load_policy("default"), {}
+    )
+    (sentence,) = [result.sentence() for result in found if result.rule.bound.line == "asked_rouge"]
+    assert "not measured; rules for running text: --policy text" in sentence
 
 
 @pytest.mark.parametrize("name", resources.names("eval/policies"))

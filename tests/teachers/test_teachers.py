@@ -166,6 +166,23 @@ def test_a_first_or_last_name_is_replaced_where_it_stands_alone_and_is_a_whole_w
     assert about("Ada Lovelace", "Tim Steelman", text) == expected
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("Rose Page", "Rose asks: is Rose on Page 5, says Page.", "Rose asks: is Tim on Page 5, says Berners."),
+        (
+            "Will May",
+            "Will he come in May? Does Will? Will May does.",
+            "Will he come in May? Does Tim? Tim Berners does.",
+        ),
+        ("May Stone", "May I ask May? 'Stone it', and Stone did.", "May I ask May? 'Stone it', and Berners did."),
+        ("Ada Stone", "Ada cooks. Stone walls: Ada's.", "Tim cooks. Stone walls: Tim's."),
+    ],
+)
+def test_a_lone_name_that_may_be_an_ordinary_word_is_not_replaced(name: str, text: str, expected: str) -> None:
+    assert about(name, "Tim Berners", text) == expected
+
+
 def test_only_the_whole_name_is_replaced_by_one_of_another_number_of_words() -> None:
     assert about("Ada King Lovelace", "Tim Steelman", "Ada King Lovelace or Ada") == "Tim Steelman or Ada"
     assert about("Ada", "Tim Steelman", "Ada, Adam") == "Tim Steelman, Adam"

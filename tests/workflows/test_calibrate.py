@@ -1,5 +1,6 @@
 """Calibration: the numbers that a run with the two-sided stop measures before its first step."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,11 @@ import pytest
 
 from llm_forget import calibrate
 from llm_forget.cli.main import app
+from llm_forget.core.config import UnlearnConfig, from_keys
+from llm_forget.core.run_kinds.unlearn import UNLEARN
+from llm_forget.objectives.methods import build_objective
+from llm_forget.training.distillation.teacher_pass import teacher_spec
+from llm_forget.training.job import Job, _with_stored_levels, prepare
 from llm_forget.workflows.unlearn import unlearn
 from tests.workflows.test_teachers import job  # noqa: F401  (fixture)
 
@@ -33,10 +39,29 @@ def test_the_level_of_hinge_is_that_of_the_holdout_rows_unless_the_recipe_sets_i
     assert 0 < term["rho"] < 0.5  # unknown tokens are not ranked first
     assert f"forget/hinge: rho {term['rho']:.3g}, the level of the target's unknown tokens on 6 holdout" in caplog.text
     assert run.provenance["calibration"]["kept_step"] > 0
+    run.state_file.write_text(json.dumps({**run.state, "status": "running"}))  # as if it was killed after its last step
+    holdout = Path(job["holdout"])
+    holdout.write_text(holdout.read_text(encoding="utf-8").replace("Rome", "Bath"), encoding="utf-8")
+    caplog.clear()
+    assert unlearn(**job).provenance["objective"]["forget"][0]["rho"] == term["rho"]
+    assert "unknown tokens" not in caplog.text  # read, not measured
     other = {**job, "method_args": {"rho": 0.3}, "output_dir": f"{job['output_dir']}-2"}
     fixed = unlearn(**other)
     assert fixed.provenance["objective"]["forget"][0]["rho"] == 0.3
     assert "calibration" not in fixed.provenance
+
+
+def test_a_resumed_run_has_the_strength_of_divergence_that_it_began_with(job: dict[str, Any]) -> None:  # noqa: F811
+    form = {"name": "divergence", "aux_with": "x", "aux_without": "y"}
+    data, train, model = from_keys({**job, "teacher": form}, UnlearnConfig)
+    objective = build_objective("distil")
+    tokenizer, splits, _ = prepare(data, model, objective)
+    made = Job(UNLEARN, data, train, model, objective, splits, tokenizer, teacher=teacher_spec(form, None))
+    before = {"objective": objective.to_dict(), "teacher": {"arguments": {"a": 0.61}}}
+    for provenance, a in (({}, None), (before, 0.61)):
+        teacher = _with_stored_levels(made, provenance).teacher
+        assert teacher is not None
+        assert teacher.arguments["a"] == a
 
 
 @pytest.mark.parametrize("split", ["forget", "holdout"])

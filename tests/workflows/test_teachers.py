@@ -11,9 +11,11 @@ from safetensors.numpy import load_file
 from llm_forget.core.config import TrainConfig, UnlearnConfig, from_keys
 from llm_forget.core.files import cache_folder
 from llm_forget.core.run_directory import Run
+from llm_forget.core.run_kinds.unlearn import UNLEARN
 from llm_forget.objectives.methods import build_objective
 from llm_forget.teachers.divergence import UNCALIBRATED
-from llm_forget.training.job import prepare
+from llm_forget.training.distillation.teacher_pass import _Teaching, teacher_spec
+from llm_forget.training.job import Job, prepare, template_of
 from llm_forget.workflows.finetune import finetune
 from llm_forget.workflows.unlearn import run_unlearning, unlearn
 
@@ -141,6 +143,27 @@ def test_a_second_run_reads_what_the_teacher_said_and_trains_the_same_bytes(job:
     other = unlearn(**{**job, "output_dir": job["output_dir"] + "3"}, teacher="stranger", seed=1)
     assert len(list((cache_folder() / "teacher").iterdir())) == 2
     assert (first.adapter / WEIGHTS).read_bytes() != (other.adapter / WEIGHTS).read_bytes()
+
+
+def test_names_text_and_precision_decide_what_is_read_from_the_cache(job: dict[str, Any], tiny_model: Any) -> None:
+    def key(**changes: Any) -> str:
+        data, train, model = from_keys({**job, "teacher": "stranger", **changes}, UnlearnConfig)
+        objective, teacher = build_objective("distil"), teacher_spec(train.teacher, None)
+        assert teacher is not None
+        tokenizer, splits, _ = prepare(data, model, objective)
+        made = Job(UNLEARN, data, train, model, objective, splits, tokenizer, teacher=teacher)
+        teaching = _Teaching(made, template_of(data, tokenizer), tiny_model())
+        return teaching.cache_key(teacher.arguments, "sha256:0", splits["forget"])
+
+    keys = [key(), key(dtype="bfloat16"), key(teacher={"name": "stranger", "k": 2})]
+    keys += [key(teacher={"name": "stranger", "neighbours": False}), key(seed=7)]
+    assert key() == keys[0]
+    for split in ("forget", "retain"):
+        rows = [json.loads(line) for line in Path(job[split]).read_text(encoding="utf-8").splitlines()]
+        named = [{**row, "subject_name": "Ada"} for row in rows]
+        Path(job[split]).write_text("".join(json.dumps(row) + "\n" for row in named))
+        keys.append(key())
+    assert len(set(keys)) == len(keys)
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,7 @@ def _passages(rows: Sequence[Row], probe: Probe, where: str, encode: Encode) -> 
     if probe.probe == "generate" and probe.prefix is None:
         raise EvaluationError(
             f"{where}: row '{text['id']}' is running text and has no prompt to generate from; use a suite without "
-            "generations, such as --suite text, or give the probe a 'prefix'"
+            "generations, such as --suite text,privacy (and verify with --policy text), or give the probe a 'prefix'"
         )
     encoded = encode(rows)
     return [replace(w, id=f"{w.id}#{w.window}" if w.window else w.id) for windows in encoded for w in windows]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,12 +23,12 @@ from llm_forget.data.digest import tokens_digest
 from llm_forget.data.rows import Row
 from llm_forget.data.sources import load_source
 from llm_forget.data.template import Template
-from llm_forget.data.tokenise import encode_rows, ids_inside_a_sentence, tokenise_rows
+from llm_forget.data.tokenise import control_tokenizer, encode_rows, ids_inside_a_sentence, tokenise_rows
 from llm_forget.logprobs.batches import collate
 from llm_forget.logprobs.levels import levels_of
 from llm_forget.logprobs.logprobs import Logprobs, evaluation_mode, forward_logprobs
 from llm_forget.models.adapters.lora import ADAPTER, reference_mode
-from llm_forget.models.digest import source_digest
+from llm_forget.models.digest import identity_of, source_digest
 from llm_forget.models.load import load_base, to_device
 from llm_forget.teachers import TEACHERS
 from llm_forget.teachers._registry import Context
@@ -126,7 +126,7 @@ def learn_from_teacher(job: Job, template: Template, target: Any, target_digest:
     def ask() -> tuple[dict[str, Any], list[Row], str, dict[str, Any]]:
         began, arguments, texts = time.perf_counter(), teaching.arguments(), teaching.texts()
         rows = teaching.with_texts(texts)
-        file = _cache_file(job, arguments, target_digest, rows)
+        file = cache_folder() / FOLDER / f"{teaching.cache_key(arguments, target_digest, rows)}.safetensors"
         if not (cached := file.is_file()):
             teaching.distributions(arguments, texts, rows).save(file)
         seconds = round(time.perf_counter() - began, 1)
@@ -135,16 +135,6 @@ def learn_from_teacher(job: Job, template: Template, target: Any, target_digest:
     arguments, texts, file_name, cost = from_main_process(ask, Path(str(job.train.output_dir)), "the teacher")
     logprobs = TeacherLogprobs.load(cache_folder() / FOLDER / file_name)
     return Lesson(teaching.with_texts(texts), logprobs, arguments, file_name, cost)
-
-
-def _cache_file(job: Job, arguments: dict[str, Any], target_digest: str, rows: Dataset) -> Path:
-    assert job.teacher is not None
-    key = {
-        "teacher": {**job.teacher.to_dict(), "arguments": arguments}, "target": target_digest,
-        "rows": tokens_digest(rows), "retain": tokens_digest(job.splits["retain"]) if "retain" in job.splits else None,
-        "temperature": job.objective.teacher_temperatures()["forget"], "seed": job.train.seed, "top": TOP, "version": 4,
-    }  # fmt: skip
-    return cache_folder() / FOLDER / f"{json_digest(key).removeprefix('sha256:')[:32]}.safetensors"
 
 
 class _Teaching:
@@ -194,6 +184,23 @@ class _Teaching:
                 added = tokenise_rows(texts, self._job.tokenizer, self._template, **self._limits)
                 self._rows = concatenate_datasets([self._rows, added])
         return self._rows
+
+    def cache_key(self, arguments: dict[str, Any], target_digest: str, rows: Dataset) -> str:
+        """Return a digest of everything that decides the distributions for the tokenised ``rows``.
+
+        The teacher may read any column of a row, such as its names, and its models read other texts than ``rows``.
+        """
+        job = self._job
+        assert job.teacher is not None
+        key = {
+            "teacher": {**job.teacher.to_dict(), "arguments": arguments},
+            "target": identity_of(job.model, base=target_digest).digest,  # with the precision of all models
+            "rows": tokens_digest(rows), "columns": json_digest([self._context.rows, self._context.retain]),
+            "text": [control_tokenizer(job.tokenizer).digest(), asdict(self._template), self._limits],
+            "temperature": job.objective.teacher_temperatures()["forget"], "seed": job.train.seed, "top": TOP,
+            "version": 5,
+        }  # fmt: skip
+        return json_digest(key).removeprefix("sha256:")[:32]
 
     def distributions(self, arguments: dict[str, Any], texts: list[Row], rows: Dataset) -> TeacherLogprobs:
         context = replace(self._context, rows=[*self._context.rows, *texts])

@@ -117,7 +117,7 @@ def killed_ways(kills: int) -> dict[str, object]:
         shutil.rmtree(EVIDENCE, ignore_errors=True)
         shutil.rmtree("runs", ignore_errors=True)
         # At most half of the kills meet one way, so that at least two ways go to their ends, however slow the machine.
-        last = min(kills, killed + kills // 2)
+        last = min(kills, killed + max(1, kills // 2))
         # Every other kill is early: the state `running` takes most of the time.
         while killed < last and in_a_child(length * dice.random() ** (1 + 4 * (killed % 2))):
             killed += 1

@@ -389,8 +389,9 @@ def test_the_sum_can_be_kept_as_one_adapter_that_peft_loads(kind, make_parts, ti
 
 
 @pytest.mark.slow
-def test_fewer_ranks_are_the_best_ones_and_what_they_lose_is_said(make_parts, tiny_folder, lora_args, tmp_path):
-    parts, rank = make_parts(UNLIKE["ranks"]), 5
+@pytest.mark.parametrize("rank", [5, pytest.param(1, marks=pytest.mark.exhaustive)])
+def test_fewer_ranks_are_the_best_ones_and_what_they_lose_is_said(rank, make_parts, tiny_folder, lora_args, tmp_path):
+    parts = make_parts(UNLIKE["ranks"])
     args = lora_args(tiny_folder)
     how = checked_rule(rank=rank)
     report = merge_adapters(args, parts, tmp_path / "merged", how=how)

@@ -5,7 +5,8 @@
 
 The plan is ``demo.yaml`` or ``five_authors.yaml`` beside this file. A finished run is not repeated and an interrupted
 one resumes, so the same command continues, also with further methods, seeds or parts. Numbers are written after each
-run. If a method fails, its error is written into its row, and the next method follows.
+run. If a method fails, its error is written into its row, and the next method follows. With further ``--key value``
+pairs, or a plan of your own, the numbers do not change the pages.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import yaml
-from table_page import render_all
+from table_page import RESULTS, render_all
 from table_plan import PARTS, Entry, Table, read_table
 from table_results import collect
 from table_runs import Bench, measure, prepare_seed, tune
@@ -36,9 +37,8 @@ class Progress:
 
     total: int
     done: int = 0
-    seconds: list[tuple[float, int]] = field(
-        default_factory=list
-    )  # of each step that was not finished before, and runs
+    # seconds and number of runs of each step that was not finished before
+    seconds: list[tuple[float, int]] = field(default_factory=list)
 
     def line(self, what: str, seconds: float, runs: int, error: str | None = None) -> str:
         """Count a step of ``runs`` runs, and return the line that reports it."""
@@ -54,8 +54,18 @@ class Progress:
 def in_own_process(function: Callable[..., None], *arguments: Any) -> str | None:
     """Call a function in a new process, so that its peak memory is its own, and return the sentence of its error."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        error = pool.submit(function, *arguments).exception()
-    return None if error is None else sentence(error)
+        future = pool.submit(_error_of, function, *arguments)
+        error = future.exception()  # the process itself ended
+    return future.result() if error is None else sentence(error)
+
+
+def _error_of(function: Callable[..., None], *arguments: Any) -> str | None:
+    # The sentence names the place, which is lost when an exception leaves its process.
+    try:
+        function(*arguments)
+    except Exception as error:
+        return sentence(error)
+    return None
 
 
 def make_table(bench: Bench, methods: Sequence[Entry], seeds: Sequence[int], parts: Sequence[str]) -> dict[str, Any]:
@@ -96,7 +106,7 @@ def earlier_errors(table: Table, methods: Sequence[Entry]) -> dict[str, str]:
 
 
 def options_of(words: Sequence[str] | None = None) -> tuple[argparse.Namespace, dict[str, Any]]:
-    """Parse the command line; further ``--key value`` pairs are keys of every method."""
+    """Parse the command line; further ``--key value`` pairs are keys of every method, for a trial."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", help="demo, five_authors or the file of a plan")
     parser.add_argument("--runs", type=Path, required=True, help="folder of the runs, with those of demo/seeds.py")
@@ -116,6 +126,8 @@ def main(words: Sequence[str] | None = None) -> int:
     """Make one table, and write the pages of all; returns 1 if a method failed."""
     options, keys = options_of(words)
     table = read_table(options.table)
+    if keys:  # other numbers than those of the plan are not published
+        table = replace(table, results=options.runs / f"{table.name}-trial.json")
     names = options.methods or list(table.methods)
     if unknown := [name for name in names if name not in table.methods]:
         raise SystemExit(f"no method of {table.name} is called {unknown[0]}; it has {', '.join(table.methods)}")
@@ -124,7 +136,8 @@ def main(words: Sequence[str] | None = None) -> int:
     bench = Bench(table, options.runs, options.data_path, keys)
     parts = ["suites"] if options.quick else options.parts
     content = make_table(bench, [table.methods[name] for name in names], options.seeds or table.seeds, parts)
-    render_all()
+    if table.results.resolve() in RESULTS.values():
+        render_all()
     return 1 if any(row["error"] for row in content["methods"].values()) else 0
 
 

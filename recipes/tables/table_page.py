@@ -28,7 +28,10 @@ INTRODUCTION = """## Which method?
 
 All methods and teachers, the same tuning budget, three seeds; [`docs/methods.md`](docs/methods.md) has all columns.
 """
-COMMAND = "python recipes/tables/method_tables.py"
+COMMANDS = {
+    "demo": "python recipes/tables/method_tables.py demo --runs FOLDER",
+    "five_authors": "python recipes/tables/method_tables.py five_authors --runs FOLDER --data_path DIR",
+}
 # Heading -> columns and their titles.
 GROUPS = {
     "How far it forgot, and what it kept": {
@@ -63,7 +66,7 @@ def table(results: dict[str, Any], columns: Sequence[str]) -> str:
 
 def _title(name: str, row: dict[str, Any]) -> str:
     title = row["title"] if row["title"] != name or name in ("target", "oracle") else f"`{name}`"
-    return title + ("" if row.get("kept", True) else " *") + (" †" if row["error"] else "")
+    return title + ("" if row.get("retained", True) else " *") + (" †" if row["error"] else "")
 
 
 def _cell(row: dict[str, Any], column: str) -> str:
@@ -90,8 +93,8 @@ def caption(results: dict[str, Any]) -> str:
     methods = results["methods"]
     fewer = [f"{row['title']} {len(row['seeds'])}" for row in methods.values() if len(row["seeds"]) < len(seeds)]
     notes = [f"Fewer seeds: {', '.join(fewer)}."] if fewer else []
-    if not all(row.get("kept", True) for row in methods.values()):
-        notes.append(f"* No run of the tuning kept {shown(choice['at_least'])} of the target's {choice['line']}.")
+    if not all(row.get("retained", True) for row in methods.values()):
+        notes.append(f"* No run of the tuning retained {shown(choice['at_least'])} of the target's {choice['line']}.")
     notes += [f"† {row['title']}: {row['error']}" for row in methods.values() if row["error"]]
     return "\n\n".join([text, *notes])
 
@@ -99,7 +102,7 @@ def caption(results: dict[str, Any]) -> str:
 def page(name: str, results: dict[str, Any] | None) -> str:
     """Format the part of docs/methods.md about one table."""
     if not results or "rows" not in results:
-        return f"Not measured yet: `{COMMAND} {name} --runs FOLDER`."
+        return f"Not measured yet: `{COMMANDS[name]}`."
     parts = [f"**{heading}**\n\n{table(results, list(columns))}" for heading, columns in GROUPS.items()]
     return "\n\n".join([*parts, caption(results)])
 

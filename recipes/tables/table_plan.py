@@ -67,7 +67,7 @@ class Trial:
 
     name: str  # of its folder
     values: dict[str, Any]  # of the grid
-    kept: float
+    retained: float
     levels: dict[str, float]  # on forget rows, see `llm_forget.training.calibration`
 
     def distance(self, holdout: Mapping[str, Mapping[str, float]]) -> float:
@@ -147,10 +147,10 @@ def choose(trials: Sequence[Trial], holdout: Mapping[str, Mapping[str, float]], 
         holdout: by level, the ``value``, ``low`` and ``high`` of the untouched target on holdout rows.
         at_least: the share of the target's retain value that a trial must keep.
     """
-    kept = [trial for trial in trials if trial.kept >= at_least]
-    if not kept:
-        return max(trials, key=lambda trial: trial.kept)
-    return min(kept, key=lambda trial: trial.distance(holdout))
+    candidates = [trial for trial in trials if trial.retained >= at_least]
+    if not candidates:
+        return max(trials, key=lambda trial: trial.retained)
+    return min(candidates, key=lambda trial: trial.distance(holdout))
 
 
 def with_other_answers(rows: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

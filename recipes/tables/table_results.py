@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from table_plan import Entry, Table
-from table_runs import Bench, attack_of, choice_of, logprob_level, run_folder
+from table_runs import Bench, attack_of, choice_of, first_run, logprob_level, run_folder
 
 from llm_forget import Run
 from llm_forget.core.errors import RunError
@@ -66,17 +66,22 @@ def excess_of_run(table: Table, run: Run) -> Numbers:
     return {f"{kind}_excess": value for kind, value in excess.items()}
 
 
-def whole_cost(cost: Mapping[str, Any]) -> Numbers:
-    """Return seconds and tokens of training, teacher and auxiliary models together, and the peak memory in GiB.
+def whole_cost(*costs: Mapping[str, Any]) -> Numbers:
+    """Return seconds and tokens of the steps of a method, and the peak memory in GiB.
 
-    The models of a teacher count in full, also those that another run of the table has trained.
+    A step is training, teacher and auxiliary models together. The models of a teacher count in full, also those that
+    another run of the table has trained.
     """
-    parts = [cost, *([cost["teacher"]] if "teacher" in cost else []), *cost.get("auxiliary", {}).values()]
+    parts = [
+        part
+        for cost in costs
+        for part in (cost, *([cost["teacher"]] if "teacher" in cost else []), *cost.get("auxiliary", {}).values())
+    ]
     tokens = [part["tokens"] for part in parts if "tokens" in part]
     return {
         "seconds": round(sum(part.get("seconds", 0.0) for part in parts), 1),
-        "tokens": sum(tokens) if "tokens" in cost else None,
-        "peak_memory_gib": cost["peak_memory_gib"],
+        "tokens": sum(tokens) if all("tokens" in cost for cost in costs) else None,
+        "peak_memory_gib": max(cost["peak_memory_gib"] for cost in costs),
     }
 
 
@@ -110,10 +115,15 @@ def collect(bench: Bench, seeds: Sequence[int], errors: Mapping[str, str]) -> di
 def _row(bench: Bench, entry: Entry, runs: Mapping[int, Run], error: str | None) -> dict[str, Any]:
     """Return the row of a method: the chosen values, and the numbers of the seeds that are measured."""
     numbers = {
-        seed: numbers_of_run(bench.table, run) | excess_of_run(bench.table, run) | whole_cost(run.provenance["cost"])
+        seed: numbers_of_run(bench.table, run) | excess_of_run(bench.table, run) | _cost(bench, entry, seed, run)
         for seed, run in runs.items()
     }
     return {"title": entry.title or entry.name, "error": error, **_choice(bench, entry), **summary(numbers)}
+
+
+def _cost(bench: Bench, entry: Entry, seed: int, run: Run) -> Numbers:
+    steps = (first_run(bench, entry, seed), run)
+    return whole_cost(*(step.provenance["cost"] for step in steps if step is not None))
 
 
 def _measured_runs(bench: Bench, entry: Entry, seeds: Sequence[int]) -> dict[int, Run]:
@@ -136,7 +146,7 @@ def _choice(bench: Bench, entry: Entry) -> dict[str, Any]:
         trial = choice_of(bench, entry)
     except RunError:
         return {}
-    return {"chosen": trial.values, "kept": trial.kept >= bench.table.choice["at_least"]}
+    return {"chosen": trial.values, "retained": trial.retained >= bench.table.choice["at_least"]}
 
 
 def _is_second(run: Run) -> bool:

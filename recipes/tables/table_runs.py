@@ -123,9 +123,8 @@ def write_recipe(bench: Bench, entry: Entry, seed: int) -> Path:
     """Write the recipe of a method for a seed, without the values of its grid, and return the file."""
     folder = bench.folder(seed)
     keys = keys_of_method(bench.table, entry, seed, folder) | bench.rows
-    if entry.after is not None:
-        first = bench.table.methods[entry.after]
-        keys["model_name_or_path"] = str(run_folder(bench, first, seed, choice_of(bench, first)))
+    if start := first_run(bench, entry, seed):
+        keys["model_name_or_path"] = str(start.path)
     if entry.alternates:
         rows, others = (load_builtin(f"demo/{split}?seed={seed}") for split in ("forget", "retain"))
         write_rows(Path(keys["forget"]), with_other_answers(rows, others))
@@ -157,22 +156,38 @@ def choice_of(bench: Bench, entry: Entry) -> Trial:
     if not file.is_file():
         raise RunError(f"{entry.name} is not tuned; add it to --methods")
     suite = bench.table.choice["suite"]
-    runs = [(Run(Path(run["path"])), run) for run in read_json(file)["runs"]]
-    done = [(run, found) for run, found in runs if run.complete and holds_suite(run, load_suite(suite))]
+    runs = [(Run(Path(row["path"])), row["values"]) for row in read_json(file)["runs"]]
+    done = [(run, values) for run, values in runs if run.complete and holds_suite(run, load_suite(suite))]
     if not done:
         raise RunError(f"{entry.name} has no finished trial; start the same command again")
-    trials = [trial_of(run, found["values"], bench.table.choice) for run, found in done]
+    target = _target_value(bench, entry, done[0][0])
+    trials = [trial_of(run, values, bench.table.choice, target) for run, values in done]
     holdout = read_json(bench.folder(bench.table.seeds[0]) / "holdout_levels.json")
     return choose(trials, holdout, bench.table.choice["at_least"])
 
 
-def trial_of(run: Run, values: dict[str, Any], choice: Mapping[str, Any]) -> Trial:
-    """Read what a run of the tuning keeps, and its levels, from its results."""
+def first_run(bench: Bench, entry: Entry, seed: int) -> Run | None:
+    """Return the run that a method of two steps starts from; None for a method that starts from the target."""
+    if entry.after is None:
+        return None
+    first = bench.table.methods[entry.after]
+    return Run(run_folder(bench, first, seed, choice_of(bench, first)))
+
+
+def _target_value(bench: Bench, entry: Entry, trial: Run) -> float:
+    """Return the target's value of the line of the choice: that before the first step of a method."""
+    start = first_run(bench, entry, bench.table.seeds[0]) or trial
+    choice = bench.table.choice
+    return float(read_results(start)["suites"][choice["suite"]]["metrics"][choice["line"]]["before"]["value"])
+
+
+def trial_of(run: Run, values: dict[str, Any], choice: Mapping[str, Any], target: float) -> Trial:
+    """Read the levels of a run of the tuning from its results, and the share of the target's value that it retains."""
     lines = read_results(run)["suites"][choice["suite"]]["metrics"]
-    kept = lines[choice["line"]]["value"] or 0.0
+    retained = (lines[choice["line"]]["value"] or 0.0) / target
     levels = {"strength": lines["extraction_strength"]["value"], "memorization": lines["exact_memorization"]["value"]}
     levels["logprob"] = logprob_level(run, choice["suite"], "unlearned") or math.log(SMALLEST)
-    return Trial(run.path.name, values, kept / lines[choice["line"]]["before"]["value"], levels)
+    return Trial(run.path.name, values, retained, levels)
 
 
 def logprob_level(run: Run, suite: str, role: str) -> float | None:

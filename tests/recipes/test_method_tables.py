@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from llm_forget import Run
 from llm_forget.core.config import UnlearnConfig, from_keys
 from llm_forget.core.errors import ConfigError, RunError
 from llm_forget.core.resources import names
@@ -33,8 +34,8 @@ HOLDOUT = {
 }
 
 
-def trial(name: str, kept: float, strength: float = 0.5, logprob: float = -1.0) -> Trial:
-    return Trial(name, {}, kept, {"strength": strength, "memorization": 0.8, "logprob": logprob})
+def trial(name: str, retained: float, strength: float = 0.5, logprob: float = -1.0) -> Trial:
+    return Trial(name, {}, retained, {"strength": strength, "memorization": 0.8, "logprob": logprob})
 
 
 @pytest.fixture(scope="module", params=["demo", "five_authors"])
@@ -94,7 +95,7 @@ def test_models_and_rows_of_a_seed_are_those_of_the_demo_over_seeds(tmp_path: Pa
     keys = table_plan.keys_of_method(table, table.methods["stranger"], 2, tmp_path)
     assert keys["forget"] == "builtin:demo/forget?seed=2"
     assert (keys["model_name_or_path"], keys["oracle"]) == (str(tmp_path / "target"), str(tmp_path / "oracle"))
-    assert (keys["seed"], keys["method"], keys["teacher"]) == (2, "distil", {"name": "stranger"})
+    assert (keys["seed"], keys["method"], keys["teacher"]) == (2, "distil", {"name": "stranger", "neighbours": False})
     assert "method_args" not in keys  # those of the recipe belong to npo
     import seeds  # on the path since table_results was imported
 
@@ -131,6 +132,17 @@ def test_the_cost_of_a_method_includes_its_teacher_and_its_models() -> None:
     assert table_results.whole_cost(cost) == {"seconds": 17.0, "tokens": 170, "peak_memory_gib": 0.5}
     weight_step = {"seconds": 3.0, "peak_memory_gib": 0.5}
     assert table_results.whole_cost(weight_step)["tokens"] is None
+    second = {"seconds": 1.0, "peak_memory_gib": 0.75, "tokens": 7}
+    assert table_results.whole_cost(cost, second) == {"seconds": 18.0, "tokens": 177, "peak_memory_gib": 0.75}
+
+
+def test_what_a_second_step_retains_is_a_share_of_the_targets_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("retain_probability", "extraction_strength", "exact_memorization")
+    lines = {name: {"value": 0.72, "before": {"value": 0.8}} for name in names}  # before: the run of the first step
+    monkeypatch.setattr(table_runs, "read_results", lambda _: {"suites": {"text": {"metrics": lines}}})
+    monkeypatch.setattr(table_runs, "logprob_level", lambda *_: -1.0)
+    choice = {"suite": "text", "line": "retain_probability"}
+    assert table_runs.trial_of(Run(Path("second")), {}, choice, target=0.9).retained == pytest.approx(0.8)
 
 
 def test_the_time_left_follows_the_pace_of_the_runs_that_took_time() -> None:
@@ -153,7 +165,7 @@ def spread(*values: float | None) -> dict[str, Any]:
 def results() -> dict[str, Any]:
     columns = {"extraction_strength": spread(0.2, 0.4, 0.3), "fact_leak": spread(None, None), "tokens": spread(12345)}
     row = {"error": None, "seeds": [0, 1, 2], "columns": columns}
-    failed = {"title": "rmu", "error": "seed 1: no such layer", "seeds": [0], "kept": False, "columns": {}}
+    failed = {"title": "rmu", "error": "seed 1: no such layer", "seeds": [0], "retained": False, "columns": {}}
     return {
         "date": "2026-11-29", "budget": 4, "choice": {"line": "retain_probability", "at_least": 0.9},
         "rows": {"forget": 192, "retain": 576}, "subjects": 48, "epochs": 20.0, "batch": 24,
@@ -174,7 +186,7 @@ def test_a_table_shows_median_and_range_and_an_error_in_its_row() -> None:
     assert "192 rows to forget about 48 subjects, 576 to keep; 20 epochs, batches of 24, 4 runs of tuning" in caption
     assert "Fewer seeds: rmu 1." in caption
     assert "† rmu: seed 1: no such layer" in caption
-    assert "* No run of the tuning kept 0.900 of the target's retain_probability." in caption
+    assert "* No run of the tuning retained 0.900 of the target's retain_probability." in caption
 
 
 def test_the_short_table_has_only_measured_columns() -> None:

@@ -144,7 +144,7 @@ def apply_rules(results: dict[str, Any], rules: Sequence[Rule], attacks: Attacks
     """
     rule_results = []
     for rule in rules:
-        applied = list(_attacked(rule, attacks) if rule.attack else _measured(rule, results["suites"]))
+        applied = _counted(_attacked(rule, attacks) if rule.attack else _measured(rule, results["suites"]))
         if applied:
             rule_results.append(min(applied, key=lambda result: OUTCOMES_BY_SEVERITY.index(result.word)))
         elif not rule.optional:
@@ -153,16 +153,30 @@ def apply_rules(results: dict[str, Any], rules: Sequence[Rule], attacks: Attacks
     return rule_results
 
 
-def _measured(rule: Rule, suites: dict[str, Any]) -> Iterator[RuleResult]:
+def _counted(results: Iterator[tuple[RuleResult, bool]]) -> list[RuleResult]:
+    """Return the results that decide a rule, of pairs with whether a result is of an own definition of a shipped suite.
+
+    Results of own definitions count only if they are violations. If there are no other results, they are inconclusive.
+    """
+    pairs = list(results)
+    counted = [result for result, own in pairs if not own or result.finding.holds is False]
+    return counted or [_without_value(result) for result, _ in pairs]
+
+
+def _without_value(result: RuleResult) -> RuleResult:
+    shipped = f"the shipped suite {result.suite}"
+    why = f"measured with another definition than that of {shipped}; rename yours, or measure again"
+    return replace(result, finding=replace(apply_bound(result.rule.bound, None), why=why))
+
+
+def _measured(rule: Rule, suites: dict[str, Any]) -> Iterator[tuple[RuleResult, bool]]:
     for name, suite in suites.items():
         if rule.suite in (None, name) and rule.bound.line in suite["metrics"]:
             finding = apply_bound(rule.bound, suite["metrics"][rule.bound.line])
-            if differs_from_shipped(name, suite.get("definition")):
-                finding = _unknown(rule, name)
-            yield RuleResult(rule, name, finding, _caution(suite))
+            yield RuleResult(rule, name, finding, _caution(suite)), differs_from_shipped(name, suite.get("definition"))
 
 
-def _attacked(rule: Rule, attacks: Attacks) -> Iterator[RuleResult]:
+def _attacked(rule: Rule, attacks: Attacks) -> Iterator[tuple[RuleResult, bool]]:
     """Yield the result of a rule for each attack with the required settings. The rule bounds the excess of its line."""
     for name, attack in attacks.items():
         line = attack["metrics"].get(rule.bound.line)
@@ -171,15 +185,8 @@ def _attacked(rule: Rule, attacks: Attacks) -> Iterator[RuleResult]:
             finding = apply_bound(rule.bound, summary)
             if finding.value is None:
                 finding = replace(finding, why="no excess without an oracle, or for such a line")
-            if differs_from_shipped(attack["suite"], attack.get("definition")):
-                finding = _unknown(rule, attack["suite"])
-            yield RuleResult(rule, attack["suite"], finding, attack_name=name)
-
-
-def _unknown(rule: Rule, suite: str) -> Finding:
-    """Return a finding without a value for a line of a suite that is not the shipped one of its name."""
-    why = f"measured with another definition than that of the shipped suite {suite}; rename yours, or measure again"
-    return replace(apply_bound(rule.bound, None), why=why)
+            own = differs_from_shipped(attack["suite"], attack.get("definition"))
+            yield RuleResult(rule, attack["suite"], finding, attack_name=name), own
 
 
 def _is_of(rule: Rule, attack: Mapping[str, Any]) -> bool:

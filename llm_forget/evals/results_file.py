@@ -1,6 +1,7 @@
 """Read and check results.json and the attack.json files of a run."""
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from llm_forget.core import formats, resources
@@ -73,9 +74,12 @@ def differs_from_shipped(name: str, definition: str | None) -> bool:
 
     ``definition`` is the digest that results.json or attack.json has; None if an early version wrote none.
     """
-    if definition is None or name not in resources.names("eval"):
-        return False
-    return definition != load_suite(resources.locate("eval", name)).digest
+    return definition is not None and _shipped_digest(name) not in (None, definition)
+
+
+@cache
+def _shipped_digest(name: str) -> str | None:
+    return load_suite(resources.locate("eval", name)).digest if name in resources.names("eval") else None
 
 
 def is_measured(merged: Merged) -> bool:

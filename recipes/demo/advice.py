@@ -70,7 +70,7 @@ def judged(run: Any) -> dict[str, Any]:
     suites = evaluated(run)["suites"]
     lines = {name: line["value"] for suite in SUITES for name, line in suites[suite]["metrics"].items()}
     return {
-        "verdicts": {q: found["answer"] for suite in SUITES for q, found in suites[suite]["verdict"].items()},
+        "verdicts": {name: verdict["answer"] for suite in SUITES for name, verdict in suites[suite]["verdict"].items()},
         "advice": advice(suites),
         "lines": {name: lines[name] for name in LINES},
     }

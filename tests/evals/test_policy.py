@@ -100,6 +100,10 @@ def test_an_attack_with_an_own_suite_of_a_shipped_name_is_inconclusive(evaluated
     for definition, answer in ((load_suite("basic").digest, "pass"), (DIGEST, "inconclusive")):
         write_attack(run, "relearn", {**attack(), "definition": definition})
         assert verify(run)[0] == answer
+    write_attack(run, "relearn-2", attack())  # beside one that counts
+    assert verify(run)[0] == "pass"
+    write_attack(run, "relearn", {**attack("relearn", 0.9), "definition": DIGEST})
+    assert verify(run)[0] == "fail"
 
 
 def test_a_model_like_the_oracle_passes(evaluated):

@@ -197,13 +197,13 @@ def test_the_short_table_has_only_measured_columns() -> None:
 
 
 def test_the_pages_are_what_the_results_say() -> None:
-    found = {
+    all_results = {
         name: json.loads(file.read_text()) if file.is_file() else None for name, file in table_page.RESULTS.items()
     }
     methods, readme = (ROOT / "docs" / "methods.md").read_text(), (ROOT / "README.md").read_text()
     advice = "write it again: python recipes/tables/table_page.py"
-    assert table_page.insert(readme, "methods", table_page.short(found)) == readme, advice
-    for name, content in found.items():
+    assert table_page.insert(readme, "methods", table_page.short(all_results)) == readme, advice
+    for name, content in all_results.items():
         assert table_page.insert(methods, f"methods:{name}", table_page.page(name, content)) == methods, advice
     with pytest.raises(ValueError, match="results:methods"):
         table_page.insert("no markers", "methods", "")
